@@ -1,0 +1,79 @@
+"""Matryoshka sparse autoencoders as a plugin of SAELens.
+
+Importing this package registers the training architecture ``"matryoshka"`` with SAELens.
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
+    from sae_lens_matryoshka.runner import (
+        LanguageModelSAERunnerConfig,
+        MatryoshkaSAETrainingRunner,
+    )
+    from sae_lens_matryoshka.sae import MatryoshkaSAE, calibrate_threshold
+    from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LanguageModelSAERunnerConfig",
+    "MatryoshkaSAE",
+    "MatryoshkaSAETrainingRunner",
+    "MatryoshkaTrainingSAE",
+    "MatryoshkaTrainingSAEConfig",
+    "calibrate_threshold",
+    "register",
+]
+
+_HOME_OF = {
+    "LanguageModelSAERunnerConfig": "runner",
+    "MatryoshkaSAE": "sae",
+    "MatryoshkaSAETrainingRunner": "runner",
+    "MatryoshkaTrainingSAE": "training_sae",
+    "MatryoshkaTrainingSAEConfig": "config",
+    "calibrate_threshold": "sae",
+}
+
+
+def register() -> None:
+    """Register the training architecture ``"matryoshka"`` with SAELens. Safe to call again.
+
+    Raises:
+        ValueError: Another package has already registered a class of that name.
+    """
+    from sae_lens.registry import (
+        SAE_TRAINING_CLASS_REGISTRY,
+        register_sae_training_class,
+    )
+
+    from sae_lens_matryoshka.config import ARCHITECTURE, MatryoshkaTrainingSAEConfig
+    from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
+
+    owner = SAE_TRAINING_CLASS_REGISTRY.get(ARCHITECTURE, (None,))[0]
+    if owner is MatryoshkaTrainingSAE:
+        return
+    if owner is not None:
+        raise ValueError(
+            f"The SAELens training architecture {ARCHITECTURE!r} already belongs to "
+            f"{owner.__module__}.{owner.__qualname__}; sae_lens_matryoshka registers "
+            f"{MatryoshkaTrainingSAE.__qualname__} under that name. Import only one of the two."
+        )
+    register_sae_training_class(
+        ARCHITECTURE, MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+# Importing SAELens takes 7-11 s. Our command line shows help and errors without it, and
+# registers when a command needs it; every other importer gets the registration at once.
+if Path(sys.argv[0] if sys.argv else "").stem != "sae-lens-matryoshka":
+    register()

@@ -1,0 +1,168 @@
+"""What is asked of a nested dictionary: prefixes, level weights, losses. Pure functions on tensors.
+
+Level i reconstructs from its prefix of the latents, x_i = f[:m_i] W_dec[:m_i] + b_dec; the loss is
+sum_i w_i |x - x_i|^2 plus what the activation asks for (paper, section 3).
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+
+def level_weights(
+    n_levels: int, weights: Sequence[float] | None = None, mu: float | None = None
+) -> list[float]:
+    """Factor of each level's squared error.
+
+    Args:
+        n_levels: Number of nested levels.
+        weights: Given weights, one per level, or None.
+        mu: Balanced weights mu^(n - i) for level i = 1..n (arXiv 2505.11756), or None.
+
+    Returns:
+        n_levels factors; all 1 when neither is given (the paper).
+    """
+    if weights is not None:
+        return list(weights)
+    if mu is not None:
+        return [mu ** (n_levels - i) for i in range(1, n_levels + 1)]
+    return [1.0] * n_levels
+
+
+def draw_prefixes(d_sae: int, n_prefixes: int, power: float) -> list[int]:
+    """Draw nested widths by the authors' law P(width <= w) = (w / d_sae)^power.
+
+    Drawn without replacement with torch's global CPU generator; d_sae is always among them.
+
+    Args:
+        d_sae: Width of the dictionary.
+        n_prefixes: How many widths, from 1 to d_sae.
+        power: Exponent of the law; the authors' code has 0.5 (the paper calls it Pareto).
+
+    Returns:
+        n_prefixes different widths, increasing, the last one d_sae.
+    """
+    if n_prefixes == 1:
+        return [d_sae]
+    cdf = (torch.arange(d_sae, dtype=torch.double) / d_sae) ** power  # widths 0..d_sae - 1
+    inner = torch.multinomial(cdf.diff(), n_prefixes - 1)  # index 0 is width 1
+    return [*sorted((inner + 1).tolist()), d_sae]
+
+
+def nested_squared_error(
+    x: torch.Tensor, reconstructions: torch.Tensor
+) -> torch.Tensor:
+    """Squared error per level, summed over dimensions and averaged over the batch.
+
+    Args:
+        x: Activations, (batch, d_in).
+        reconstructions: Every level's reconstruction, (levels, batch, d_in).
+
+    Returns:
+        (levels,)
+    """
+    return (reconstructions - x).pow(2).sum(dim=-1).mean(dim=-1)
+
+
+def fraction_of_variance_unexplained(
+    x: torch.Tensor, reconstructions: torch.Tensor
+) -> torch.Tensor:
+    """FVU per level: squared error over the variance of x around its batch mean.
+
+    Args:
+        x: Activations, (batch, d_in).
+        reconstructions: Every level's reconstruction, (levels, batch, d_in).
+
+    Returns:
+        (levels,), 0 where the reconstruction is perfect, 1 where it is as good as the mean.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance = (x - x.mean(dim=0)).pow(2).sum(dim=-1).mean()
+    return nested_squared_error(x, reconstructions) / variance
+
+
+def nested_l1(
+    acts: torch.Tensor, widths: Sequence[int], weights: Sequence[float]
+) -> torch.Tensor:
+    """L1 of every level's prefix, carrying the weights of the levels' errors (paper, appendix F).
+
+    Args:
+        acts: Activations times decoder norms, (batch, d_sae), none negative.
+        widths: Nested widths, the last one d_sae.
+        weights: Weight of each level.
+
+    Returns:
+        Scalar: sum_i weights[i] * sum_{j < widths[i]} acts[:, j], averaged over the batch.
+    """
+    edges = [0, *widths]
+    # a latent counts in every level that holds it: its own and all outer ones
+    per_group = torch.stack([acts[:, lo:hi].sum() for lo, hi in zip(edges, widths)])
+    shares = torch.tensor(
+        [sum(weights[i:]) for i in range(len(weights))], device=acts.device
+    )
+    return (per_group * shares).sum() / acts.shape[0]
+
+
+def dead_latent_loss(
+    hidden_pre: torch.Tensor,
+    W_dec: torch.Tensor,
+    residual: torch.Tensor,
+    dead: torch.Tensor,
+    k_aux: int,
+    row_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """How well the k_aux strongest dead latents of each token reconstruct the residual.
+
+    As in SAELens the activations pass no ReLU and no bias is added, and the loss shrinks in
+    proportion when fewer than k_aux latents are dead. Gradients reach the encoder and the decoder.
+
+    Args:
+        hidden_pre: Pre-activations, (batch, width).
+        W_dec: Decoder rows that belong to them, (width, d_in).
+        residual: What is left to explain, (batch, d_in); no gradient flows into it.
+        dead: Mask of the dead latents, (width,), at least one.
+        k_aux: Dead latents per token, at most.
+        row_scale: Factor that maps each row's reconstruction back to the residual's units, (batch,
+            1), or None when they agree.
+
+    Returns:
+        Scalar, summed over dimensions and averaged over the batch.
+    """
+    n_dead = int(dead.sum())
+    candidates = torch.where(dead, hidden_pre, -torch.inf)  # (batch, width)
+    strongest = candidates.topk(min(k_aux, n_dead), sorted=False)
+    acts = torch.zeros_like(hidden_pre).scatter(
+        -1, strongest.indices, strongest.values
+    )
+    reconstruction = acts @ W_dec
+    if row_scale is not None:
+        reconstruction = reconstruction * row_scale
+    error = (reconstruction - residual.detach()).pow(2).sum(dim=-1).mean()
+    return min(n_dead / k_aux, 1.0) * error
+
+
+def geometric_median(
+    x: torch.Tensor, n_iterations: int = 100, tolerance: float = 1e-5
+) -> torch.Tensor:
+    """Point of least summed distance to the rows, by Weiszfeld's iteration.
+
+    Args:
+        x: Points, (n, d).
+        n_iterations: Iterations at most (dictionary_learning's 100).
+        tolerance: Stop when the summed distance changes by less than this share of itself.
+
+    Returns:
+        (d,), in x's dtype.
+    """
+    points = x.to(torch.promote_types(x.dtype, torch.float32))
+    median = points.mean(dim=0)
+    previous = torch.inf
+    for _ in range(n_iterations):
+        distances = (points - median).norm(dim=-1).clamp(min=1e-12)  # (n,)
+        weights = distances.reciprocal()
+        median = (weights @ points) / weights.sum()
+        objective = distances.sum().item()
+        if abs(previous - objective) <= tolerance * objective:
+            break
+        previous = objective
+    return median.to(x.dtype)

@@ -1,0 +1,78 @@
+"""The fixed threshold that replaces top-k selection at inference: exact, measured on activations.
+
+In training a top-k picks the active latents; a saved SAE needs a threshold that fires as often
+(paper, section 3). A running average of the batches' thresholds lags behind the weights; counting
+on activations with the final weights does not.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+# Enough tokens that the sampling error of the mean L0 stays well below 2 %.
+N_CALIBRATION_TOKENS = 32_768
+
+# Largest (tokens, d_sae) block that is encoded at once: 64 MiB in float32.
+MAX_BLOCK_ELEMENTS = 2**24
+
+
+class RecentActivations:
+    """The last activations that an SAE was trained on, kept to calibrate its threshold at save."""
+
+    def __init__(self) -> None:
+        self._batches: deque[torch.Tensor] = deque()
+
+    def __len__(self) -> int:
+        """Number of tokens kept."""
+        return sum(len(batch) for batch in self._batches)
+
+    def add(self, batch: torch.Tensor) -> None:
+        """Keep a copy of a batch, (batch, d_in); drop the oldest batches beyond what is needed."""
+        # a copy: the store serves views, which would keep its whole buffer alive
+        self._batches.append(batch.detach().clone())
+        while len(self) - len(self._batches[0]) >= N_CALIBRATION_TOKENS:
+            self._batches.popleft()
+
+    def transform(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Apply a change of the activations' space to everything kept."""
+        self._batches = deque(change(batch) for batch in self._batches)
+
+    def blocks(self, d_sae: int) -> Iterator[torch.Tensor]:
+        """Blocks of activations small enough to encode into d_sae latents."""
+        for batch in self._batches:
+            yield from row_blocks(batch, d_sae)
+
+
+def row_blocks(x: torch.Tensor, d_sae: int) -> Iterator[torch.Tensor]:
+    """Split rows into blocks whose (tokens, d_sae) encoding stays within MAX_BLOCK_ELEMENTS."""
+    yield from x.split(max(1, MAX_BLOCK_ELEMENTS // d_sae))
+
+
+def cut_for_count(blocks: Iterable[torch.Tensor], count: int) -> float:
+    """The value that exactly `count` entries of the blocks exceed.
+
+    Args:
+        blocks: Tensors of any shape; only the largest count + 1 entries are kept at any time.
+        count: How many entries shall be above the cut, at least 0.
+
+    Returns:
+        The middle between the count-th and the next largest entry (or that next entry, where no
+        number lies between them); 0 when there are not more than `count` positive entries. Ties at
+        the cut leave fewer above it.
+    """
+    largest: torch.Tensor | None = None
+    for block in blocks:
+        candidates = block.flatten()
+        if largest is None:
+            largest = candidates.new_zeros(count + 1)  # nothing at or below 0 ever fires
+        candidates = candidates[candidates > largest[-1]]
+        merged = torch.cat([largest, candidates])
+        largest = merged.topk(count + 1, sorted=True).values
+    if largest is None:
+        return 0.0
+    below = largest[-1]
+    if count == 0:
+        return below.item()
+    middle = (largest[-2] + below) / 2
+    return (middle if middle < largest[-2] else below).item()
