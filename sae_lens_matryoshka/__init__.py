@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sae_lens_matryoshka.calibration import calibrate_threshold
     from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
     from sae_lens_matryoshka.runner import (
         LanguageModelSAERunnerConfig,
         MatryoshkaSAETrainingRunner,
     )
-    from sae_lens_matryoshka.sae import MatryoshkaSAE, calibrate_threshold
+    from sae_lens_matryoshka.sae import MatryoshkaSAE
     from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
 
 __version__ = "0.1.0"
@@ -35,7 +36,7 @@ _HOME_OF = {
     "MatryoshkaSAETrainingRunner": "runner",
     "MatryoshkaTrainingSAE": "training_sae",
     "MatryoshkaTrainingSAEConfig": "config",
-    "calibrate_threshold": "sae",
+    "calibrate_threshold": "calibration",
 }
 
 

@@ -141,6 +141,15 @@ def dead_latent_loss(
     return min(n_dead / k_aux, 1.0) * error
 
 
+def row_scale(x: torch.Tensor, normalize_activations: str) -> torch.Tensor | None:
+    """Factor from SAELens's normalized to raw units per row, (..., 1); None where they agree."""
+    if normalize_activations == "layer_norm":
+        return x.std(dim=-1, keepdim=True)
+    if normalize_activations == "constant_norm_rescale":
+        return x.norm(dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+    return None
+
+
 def geometric_median(
     x: torch.Tensor, n_iterations: int = 100, tolerance: float = 1e-5
 ) -> torch.Tensor:

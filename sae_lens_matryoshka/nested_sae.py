@@ -1,0 +1,238 @@
+"""What is trained: parameters, encode and decode, and the stock form that is saved."""
+
+from abc import ABC
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from sae_lens.saes.jumprelu_sae import JumpReLU
+from sae_lens.saes.sae import TrainingSAE
+from torch import nn
+from typing_extensions import override
+
+from sae_lens_matryoshka import engine
+from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
+from sae_lens_matryoshka.threshold import RecentActivations, cut_for_count
+
+
+class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
+    """
+    An SAE with any of the configuration's activations, without its training objective.
+
+    Args:
+        cfg: The configuration; checked again, since SAELens's runners may have changed it.
+        use_error_term: As SAELens.
+
+    Raises:
+        ValueError: The configuration is not possible.
+    """
+
+    b_enc: nn.Parameter
+    threshold: nn.Parameter  # jumprelu only
+    topk_threshold: torch.Tensor  # batchtopk only: running value, for logs and checkpoints
+    l1_scale: torch.Tensor  # relu with target_l0 only: the controller's factor
+    b_dec_is_set: torch.Tensor  # b_dec_init="geometric_median" only
+
+    def __init__(self, cfg: MatryoshkaTrainingSAEConfig, use_error_term: bool = False):
+        cfg.validate()
+        super().__init__(cfg, use_error_term)
+        self.recent_activations = RecentActivations()
+        if cfg.activation == "batchtopk":
+            self._register_scalar("topk_threshold", 0.0)
+        if cfg.activation == "relu" and cfg.target_l0 is not None:
+            self._register_scalar("l1_scale", 1.0)
+        if cfg.b_dec_init == "geometric_median":
+            self.register_buffer(
+                "b_dec_is_set", torch.tensor(False, device=self.W_dec.device)
+            )
+
+    def _register_scalar(self, name: str, value: float) -> None:
+        # double: the steps of a running value round away in bfloat16
+        scalar = torch.tensor(value, dtype=torch.double, device=self.W_dec.device)
+        self.register_buffer(name, scalar)
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        cfg = self.cfg
+        self.b_enc = nn.Parameter(
+            torch.zeros(cfg.d_sae, dtype=self.dtype, device=self.device)
+        )
+        if cfg.activation == "jumprelu":
+            start = torch.full((cfg.d_sae,), cast(float, cfg.jumprelu_init_threshold))
+            self.threshold = nn.Parameter(start.to(self.device))
+
+    @override
+    def _apply(self, *args: Any, **kwargs: Any) -> "NestedSAE":
+        # like SAELens's JumpReLU: what moves by tiny steps keeps its precision through .to(dtype)
+        names = ("threshold", "topk_threshold", "l1_scale")
+        before = {name: getattr(self, name).data for name in names if hasattr(self, name)}
+        super()._apply(*args, **kwargs)
+        for name, data in before.items():
+            moved = getattr(self, name)
+            moved.data = data.to(moved.device)
+        return self
+
+    # ---- encode and decode
+
+    @override
+    def get_activation_fn(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        activation, k = self.cfg.activation, self.cfg.k
+        if activation == "relu":
+            return nn.ReLU()
+        if activation == "jumprelu":
+            return lambda hidden_pre: self._with_threshold(JumpReLU, hidden_pre)
+        top_k = {"batchtopk": engine.batch_top_k, "topk": engine.token_top_k}[activation]
+        return lambda hidden_pre: top_k(hidden_pre, k)
+
+    def _with_threshold(
+        self, function: type[torch.autograd.Function], hidden_pre: torch.Tensor
+    ) -> torch.Tensor:
+        # SAELens's default: the straight-through gradient reaches the threshold only
+        threshold = self.threshold.to(hidden_pre.dtype)
+        bandwidth = self.cfg.jumprelu_bandwidth
+        return cast(
+            torch.Tensor, function.apply(hidden_pre, threshold, bandwidth, False)
+        )
+
+    @override
+    def encode_with_hidden_pre(
+        self, x: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Activations and pre-activations, times the decoder norms if rescale_acts_by_decoder_norm.
+
+        Args:
+            x: Activations of the model, (..., d_in).
+
+        Returns:
+            Activations and pre-activations, both (..., d_sae).
+        """
+        sae_in = self.process_sae_in(x)
+        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
+        if self.cfg.rescale_acts_by_decoder_norm:
+            hidden_pre = hidden_pre * self.W_dec.norm(dim=-1)
+        return self.hook_sae_acts_post(self.activation_fn(hidden_pre)), hidden_pre
+
+    def decoder(self) -> torch.Tensor:
+        """The decoder for activations as encode gives them, (d_sae, d_in).
+
+        Its rows have norm 1 if activations carry the decoder norms.
+        """
+        if not self.cfg.rescale_acts_by_decoder_norm:
+            return self.W_dec
+        return self.W_dec / self.W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+
+    @override
+    def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
+        """
+        Reconstruct from all latents.
+
+        Args:
+            feature_acts: Activations as encode gives them, (..., d_sae).
+
+        Returns:
+            (..., d_in)
+        """
+        recons = self.hook_sae_recons(feature_acts @ self.decoder() + self.b_dec)
+        return self.reshape_fn_out(
+            self.run_time_activation_norm_fn_out(recons), self.d_head
+        )
+
+    # ---- fold, save, load
+
+    @override
+    @torch.no_grad()
+    def fold_W_dec_norm(self) -> None:
+        """
+        Fold decoder norms into the encoder without changing the reconstructions.
+
+        Raises:
+            NotImplementedError: The top-k ranks pre-activations without their decoder norms, so that
+                folding would change which latents fire.
+        """
+        if not self.cfg.rescale_acts_by_decoder_norm:
+            if self.cfg.uses_top_k:
+                raise NotImplementedError(
+                    "Folding the decoder norms would change the top-k selection of an SAE with "
+                    "rescale_acts_by_decoder_norm=False."
+                )
+            if self.cfg.activation == "jumprelu":
+                self.threshold.data.mul_(self.get_W_dec_norm())
+        super().fold_W_dec_norm()
+
+    @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+        if self.cfg.rescale_acts_by_decoder_norm:
+            # thresholds are in units of hidden_pre * |W_dec|, and W_dec was just divided
+            if self.cfg.activation == "batchtopk":
+                self.topk_threshold /= scaling_factor
+            if self.cfg.activation == "jumprelu":
+                self.threshold.data /= scaling_factor
+        self.recent_activations.transform(lambda x: x / scaling_factor)
+
+    @override
+    @torch.no_grad()
+    def fold_activation_whitening(
+        self,
+        mean: torch.Tensor,
+        whitening_matrix: torch.Tensor,
+        unwhitening_matrix: torch.Tensor,
+    ) -> None:
+        if self.cfg.rescale_acts_by_decoder_norm:
+            # unwhitening changes the norms, and with them the selection: fold them first
+            self.fold_W_dec_norm()
+            self.cfg.rescale_acts_by_decoder_norm = False
+        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
+        self.recent_activations.transform(
+            lambda z: (z.to(mean.dtype) @ unwhitening_matrix + mean).to(z.dtype)
+        )
+
+    @override
+    @torch.no_grad()
+    def process_state_dict_for_saving_inference(
+        self, state_dict: dict[str, Any]
+    ) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        for name in ("topk_threshold", "l1_scale", "b_dec_is_set"):
+            state_dict.pop(name, None)
+        if self.cfg.activation == "batchtopk":
+            threshold = self.calibrated_threshold()
+            state_dict["threshold"] = torch.full_like(self.b_enc, threshold)
+        if self.cfg.activation == "jumprelu":
+            state_dict["threshold"] = self.threshold.clamp(min=0.0).to(self.dtype)
+        if self.cfg.rescale_acts_by_decoder_norm:
+            norm = self.get_W_dec_norm()
+            state_dict["W_enc"] = self.W_enc * norm
+            state_dict["b_enc"] = self.b_enc * norm
+            state_dict["W_dec"] = self.W_dec / norm[:, None]
+
+    @torch.no_grad()
+    def calibrated_threshold(self) -> float:
+        """
+        The batchtopk threshold that lets k latents per token fire on the last training activations.
+
+        Counted with the present weights over up to 32,768 tokens; the running threshold stands in
+        where there are none, as after loading a checkpoint.
+        """
+        tokens = len(self.recent_activations)
+        if tokens == 0:
+            return self.topk_threshold.item()
+        blocks = self.recent_activations.blocks(self.cfg.d_sae)
+        pre_activations = (self.encode_with_hidden_pre(x)[1] for x in blocks)
+        return cut_for_count(pre_activations, round(cast(float, self.cfg.k) * tokens))
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        shape = tuple(state_dict["W_dec"].shape)
+        if shape != (self.cfg.d_sae, self.cfg.d_in):
+            raise ValueError(
+                f"The weights have d_sae, d_in = {shape}, the configuration says "
+                f"{(self.cfg.d_sae, self.cfg.d_in)}. Load them with the configuration they were "
+                "trained with."
+            )
+        if self.cfg.b_dec_init == "geometric_median":
+            state_dict["b_dec_is_set"] = torch.tensor(True)  # loaded weights are no fresh start

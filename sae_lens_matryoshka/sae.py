@@ -1,0 +1,219 @@
+"""A trained Matryoshka SAE: a stock SAELens SAE whose nested levels are first-class."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from sae_lens.saes.sae import SAE, SAEMetadata, TrainingSAE
+from sae_lens.saes.topk_sae import TopKSAE
+
+from sae_lens_matryoshka import engine
+from sae_lens_matryoshka.config import resolve_widths
+
+# Parameters of the stock architectures, by the dimension that holds the latents.
+_LATENT_DIM = {"W_enc": 1, "b_enc": 0, "threshold": 0, "W_dec": 0}
+
+S = TypeVar("S", bound=SAE[Any])
+
+
+class MatryoshkaSAE:
+    """
+    A stock SAELens SAE with the widths of its nested levels.
+
+    Wraps, is not a subclass: SAELens's loaders and evals get `.sae`.
+
+    Args:
+        sae: A stock inference SAE ("jumprelu", "standard" or "topk").
+        widths: Nested widths in latents; the SAE's own width is appended when missing.
+
+    Raises:
+        ValueError: The widths do not fit the SAE.
+    """
+
+    def __init__(self, sae: SAE[Any], widths: Sequence[int]):
+        self.sae = sae
+        self.widths: tuple[int, ...] = tuple(resolve_widths(widths, sae.cfg.d_sae))
+
+    def __repr__(self) -> str:
+        return (
+            f"MatryoshkaSAE({self.sae.cfg.architecture()}, d_in={self.sae.cfg.d_in}, "
+            f"widths={self.widths})"
+        )
+
+    # ---- open and save
+
+    @classmethod
+    def from_sae(
+        cls, sae: SAE[Any], widths: Sequence[int] | None = None
+    ) -> "MatryoshkaSAE":
+        """
+        Wrap an SAE: one that this package or SAELens's ``matryoshka_batchtopk`` trained.
+
+        Args:
+            sae: An inference SAE, or a training SAE, of which the inference form is taken.
+            widths: Nested widths. None: those that training wrote into the metadata.
+
+        Raises:
+            ValueError: The metadata names no widths and none are given.
+        """
+        if isinstance(sae, TrainingSAE):
+            sae = inference_form(sae)
+        if widths is None:
+            details = sae.cfg.metadata.training_architecture_details or {}
+            widths = details.get("matryoshka_widths")
+        if widths is None:
+            raise ValueError(
+                f"This {sae.cfg.architecture()} SAE's metadata holds no matryoshka_widths, so its "
+                "levels are unknown. Pass them, e.g. "
+                f"widths={resolve_widths(None, sae.cfg.d_sae)}, if it was trained with levels."
+            )
+        return cls(sae, widths)
+
+    @classmethod
+    def load_from_disk(
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        dtype: str | None = None,
+        widths: Sequence[int] | None = None,
+    ) -> "MatryoshkaSAE":
+        """
+        Open a folder that training or `save` wrote, with stock SAELens.
+
+        Args:
+            path: Folder with cfg.json and sae_weights.safetensors.
+            device: Where to put the weights.
+            dtype: Data type of the weights. None: as saved.
+            widths: Nested widths. None: those in the metadata.
+
+        Raises:
+            FileNotFoundError: There is no SAE in the folder.
+            ValueError: The metadata names no widths and none are given.
+        """
+        path = Path(path)
+        if not (path / "cfg.json").is_file():
+            raise FileNotFoundError(
+                f"{path} holds no SAE: there is no cfg.json. Give the folder that training printed "
+                "at its end (output_path)."
+            )
+        return cls.from_sae(SAE.load_from_disk(path, device=device, dtype=dtype), widths)
+
+    def save(self, path: str | Path) -> None:
+        """Write the stock SAE with its levels in the metadata, for `SAE.load_from_disk`."""
+        sae = copy_of(self.sae)
+        _write_widths(sae.cfg.metadata, self.widths)
+        sae.save_model(path)
+
+    # ---- levels
+
+    def level(self, index: int) -> SAE[Any]:
+        """
+        A stock SAE of the latents up to a level.
+
+        Args:
+            index: Level, 0 the innermost; negative counts from the outermost.
+
+        Raises:
+            IndexError: There is no such level.
+            ValueError: A topk SAE; see `truncate`.
+        """
+        if not -len(self.widths) <= index < len(self.widths):
+            raise IndexError(
+                f"level {index} does not exist: the {len(self.widths)} levels are 0 to "
+                f"{len(self.widths) - 1}, of widths {self.widths}."
+            )
+        return self.truncate(self.widths[index])
+
+    @torch.no_grad()
+    def truncate(self, width: int) -> SAE[Any]:
+        """
+        A stock SAE of the first latents, whose reconstruction is the nested decode at that width.
+
+        Args:
+            width: Latents to keep, a level's width or any other up to d_sae.
+
+        Returns:
+            A new SAE of the same architecture that shares no memory with this one. The thresholds
+            were set for the whole dictionary, so its L0 is the level's own.
+
+        Raises:
+            ValueError: The width is not between 1 and d_sae, or this is a topk SAE, which would
+                choose its k anew inside the prefix.
+        """
+        cfg = self.sae.cfg
+        if not 1 <= width <= cfg.d_sae:
+            raise ValueError(
+                f"width={width} must be between 1 and d_sae ({cfg.d_sae}); the levels are "
+                f"{self.widths}."
+            )
+        self._require_levels_stand_alone()
+        cut = copy.deepcopy(cfg)
+        cut.d_sae = width
+        _write_widths(cut.metadata, [w for w in self.widths if w < width] + [width])
+        state_dict = {
+            name: tensor.narrow(_LATENT_DIM[name], 0, width).clone()
+            if name in _LATENT_DIM
+            else tensor.clone()
+            for name, tensor in self.sae.state_dict().items()
+        }
+        return build(type(self.sae), cut, state_dict)
+
+    @torch.no_grad()
+    def reconstructions(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Every level's reconstruction, in the work of one encode and one decode.
+
+        Args:
+            x: Activations of the model, (batch, d_in).
+
+        Returns:
+            (levels, batch, d_in)
+
+        Raises:
+            ValueError: A topk SAE; see `truncate`.
+        """
+        self._require_levels_stand_alone()
+        sae = self.sae
+        decoded = engine.nested_decode(sae.encode(x), sae.W_dec, sae.b_dec, self.widths)
+        return sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(decoded), sae.d_head)
+
+    def _require_levels_stand_alone(self) -> None:
+        if isinstance(self.sae, TopKSAE):
+            raise ValueError(
+                "The levels of a topk SAE do not stand alone: a cut one would choose its k latents "
+                "anew inside the prefix. Give it a threshold first: "
+                "calibrate_threshold(sae, activations, target_l0, as_jumprelu=True)."
+            )
+
+
+def inference_form(sae: TrainingSAE[Any]) -> SAE[Any]:
+    """The stock SAE that `save_inference_model` would write, in memory; shares nothing with `sae`."""
+    state_dict = sae.state_dict()
+    sae.process_state_dict_for_saving_inference(state_dict)
+    cfg = sae.cfg.get_inference_sae_cfg_dict()
+    cfg["metadata"] = copy.deepcopy(cfg["metadata"])
+    cfg_class = sae.cfg.get_inference_config_class()
+    inference_cfg = cfg_class.from_dict(cfg)
+    sae_class = SAE.get_sae_class_for_architecture(inference_cfg.architecture())
+    copies = {name: tensor.detach().clone() for name, tensor in state_dict.items()}
+    return build(sae_class, inference_cfg, copies)
+
+
+def copy_of(sae: S) -> S:
+    """A copy that shares nothing with `sae`, unlike copy.deepcopy, whose normalization does."""
+    copies = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    return build(type(sae), copy.deepcopy(sae.cfg), copies)
+
+
+def build(sae_class: type[S], cfg: Any, state_dict: dict[str, torch.Tensor]) -> S:
+    """An SAE of a stock class from its configuration and weights."""
+    sae = sae_class(cfg)
+    sae.load_state_dict(state_dict)
+    return sae
+
+
+def _write_widths(metadata: SAEMetadata, widths: Sequence[int]) -> None:
+    details = dict(metadata.training_architecture_details or {})
+    metadata.training_architecture_details = {**details, "matryoshka_widths": list(widths)}

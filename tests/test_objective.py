@@ -1,0 +1,160 @@
+"""The objective's pure functions against formulas written by hand."""
+
+import pytest
+import torch
+from scipy import stats
+
+from sae_lens_matryoshka import objective
+
+
+def test_level_weights():
+    assert objective.level_weights(3) == [1, 1, 1]
+    assert objective.level_weights(3, weights=[1, 2, 3]) == [1, 2, 3]
+    assert objective.level_weights(3, mu=0.5) == [0.25, 0.5, 1]
+    assert objective.level_weights(3, mu=0) == [0, 0, 1]  # a flat SAE
+    assert objective.level_weights(3, mu=1) == [1, 1, 1]
+
+
+class TestDrawPrefixes:
+    def test_increasing_distinct_and_ending_with_d_sae(self):
+        torch.manual_seed(0)
+        for _ in range(200):
+            widths = objective.draw_prefixes(32, 10, 0.5)
+            assert len(widths) == 10
+            assert widths == sorted(set(widths))
+            assert widths[0] >= 1
+            assert widths[-1] == 32
+
+    def test_all_widths_when_as_many_as_latents(self):
+        assert objective.draw_prefixes(6, 6, 0.5) == [1, 2, 3, 4, 5, 6]
+        assert objective.draw_prefixes(6, 1, 0.5) == [6]
+
+    @pytest.mark.parametrize("power", [0.5, 1.0])
+    def test_law_by_kolmogorov_smirnov(self, power):
+        # one width beside d_sae: a single draw from the law
+        torch.manual_seed(1)
+        d_sae = 65_536
+        draws = [objective.draw_prefixes(d_sae, 2, power)[0] for _ in range(2000)]
+        test = stats.kstest(draws, lambda w: (w / d_sae) ** power)
+        assert test.pvalue > 0.01
+
+    def test_the_law_is_not_a_true_pareto(self):
+        # the paper's words would give far shorter prefixes than the authors' code (facts 1.4)
+        torch.manual_seed(2)
+        draws = [objective.draw_prefixes(4096, 2, 0.5)[0] for _ in range(2000)]
+        assert torch.tensor(draws).float().mean() == pytest.approx(1366, rel=0.06)
+        quantiles = torch.tensor(draws).float().quantile(torch.tensor([0.25, 0.5, 0.75]))
+        assert quantiles.tolist() == pytest.approx([256, 1024, 2304], rel=0.15)
+
+    def test_follows_torchs_generator(self):
+        torch.manual_seed(3)
+        first = objective.draw_prefixes(4096, 10, 0.5)
+        second = objective.draw_prefixes(4096, 10, 0.5)
+        torch.manual_seed(3)
+        assert objective.draw_prefixes(4096, 10, 0.5) == first
+        assert first != second
+
+
+def test_nested_squared_error():
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    recons = torch.stack([torch.zeros(2, 2), x, x + 1])
+    # (1 + 4 + 9 + 16) / 2 rows; nothing; two dimensions off by one
+    expected = torch.tensor([15.0, 0.0, 2.0])
+    torch.testing.assert_close(objective.nested_squared_error(x, recons), expected)
+
+
+def test_fraction_of_variance_unexplained():
+    x = torch.randn(64, 5) + 3
+    recons = torch.stack([x, x.mean(dim=0).expand_as(x), x + 1])
+    fvu = objective.fraction_of_variance_unexplained(x, recons)
+    assert fvu[0] == 0
+    assert fvu[1] == pytest.approx(1, abs=1e-5)
+    assert fvu[2] == pytest.approx(5 / x.var(dim=0, unbiased=False).sum().item(), rel=1e-4)
+
+
+def test_nested_l1_counts_a_latent_in_every_level_that_holds_it():
+    acts = torch.rand(7, 6)
+    expected = sum(
+        weight * acts[:, :width].sum(dim=-1).mean()
+        for width, weight in zip([1, 4, 6], [0.5, 2.0, 1.0])
+    )
+    actual = objective.nested_l1(acts, [1, 4, 6], [0.5, 2.0, 1.0])
+    torch.testing.assert_close(actual, expected)
+
+
+class TestDeadLatentLoss:
+    def test_against_a_loop(self):
+        torch.manual_seed(0)
+        hidden_pre, W_dec = torch.randn(5, 8), torch.randn(8, 3)
+        residual = torch.randn(5, 3)
+        dead = torch.tensor([1, 0, 1, 1, 0, 1, 1, 0]).bool()
+        expected = 0.0
+        for row in range(5):
+            ranked = sorted(dead.nonzero().flatten().tolist(), key=lambda j: -hidden_pre[row, j])
+            recon = sum(hidden_pre[row, j] * W_dec[j] for j in ranked[:2])
+            expected += (recon - residual[row]).pow(2).sum() / 5
+        actual = objective.dead_latent_loss(hidden_pre, W_dec, residual, dead, k_aux=2)
+        torch.testing.assert_close(actual, expected)
+
+    def test_shrinks_when_fewer_than_k_aux_are_dead(self):
+        hidden_pre, W_dec = torch.randn(5, 8), torch.randn(8, 3)
+        dead = torch.zeros(8).bool()
+        dead[3] = True
+        few = objective.dead_latent_loss(hidden_pre, W_dec, torch.ones(5, 3), dead, k_aux=4)
+        one = objective.dead_latent_loss(hidden_pre, W_dec, torch.ones(5, 3), dead, k_aux=1)
+        torch.testing.assert_close(few, one / 4)
+
+    def test_gradient_reaches_encoder_and_decoder_but_not_the_residual(self):
+        hidden_pre = torch.randn(5, 8, requires_grad=True)
+        W_dec = torch.randn(8, 3, requires_grad=True)
+        residual = torch.randn(5, 3, requires_grad=True)
+        dead = torch.arange(8) < 3
+        objective.dead_latent_loss(hidden_pre, W_dec, residual, dead, 2).backward()
+        assert residual.grad is None
+        for tensor, latents in ((hidden_pre.grad, 1), (W_dec.grad, 0)):
+            assert tensor is not None
+            assert tensor.narrow(latents, 0, 3).abs().sum() > 0
+            assert tensor.narrow(latents, 3, 5).abs().sum() == 0
+
+    def test_row_scale_maps_back_before_the_residual(self):
+        hidden_pre, W_dec = torch.randn(5, 8), torch.randn(8, 3)
+        dead, scale = torch.ones(8).bool(), torch.rand(5, 1) + 0.5
+        residual = (hidden_pre @ W_dec) * scale
+        loss = objective.dead_latent_loss(hidden_pre, W_dec, residual, dead, 8, scale)
+        assert loss < 1e-10
+
+
+class TestGeometricMedian:
+    def test_resists_outliers_unlike_the_mean(self):
+        x = torch.cat([torch.randn(99, 4) * 0.1 + 2, torch.full((1, 4), 1e4)])
+        assert (objective.geometric_median(x) - 2).abs().max() < 0.1
+        assert x.mean(dim=0).min() > 50
+
+    def test_minimises_the_summed_distance(self):
+        torch.manual_seed(0)
+        x = torch.randn(200, 3).exp()
+        median = objective.geometric_median(x, n_iterations=1000, tolerance=0)
+        best = (x - median).norm(dim=-1).sum()
+        for direction in torch.randn(20, 3):
+            assert (x - median - 0.01 * direction).norm(dim=-1).sum() >= best
+
+    def test_a_point_of_the_data_does_not_divide_by_zero(self):
+        assert objective.geometric_median(torch.ones(4, 2)).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("mode", ["layer_norm", "constant_norm_rescale"])
+def test_row_scale_is_what_saelens_undoes(mode):
+    # pins SAELens's normalization: out(in(x) + e) - x = e * row_scale
+    from sae_lens import StandardSAE, StandardSAEConfig
+
+    sae = StandardSAE(StandardSAEConfig(d_in=6, d_sae=3, normalize_activations=mode))
+    x, error = torch.randn(4, 6), torch.randn(4, 6)
+    normalized = sae.run_time_activation_norm_fn_in(x)
+    restored = sae.run_time_activation_norm_fn_out(normalized + error)
+    scale = objective.row_scale(x, mode)
+    torch.testing.assert_close(restored - x, error * scale, rtol=1e-3, atol=1e-3)
+
+
+def test_row_scale_of_raw_activations_is_none():
+    for mode in ("none", "expected_average_only_in", "covariance_whitening"):
+        assert objective.row_scale(torch.randn(4, 6), mode) is None

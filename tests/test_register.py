@@ -1,0 +1,45 @@
+"""Registration with SAELens."""
+
+import subprocess
+import sys
+
+import pytest
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
+
+import sae_lens_matryoshka as slm
+
+
+def test_importing_registers():
+    classes = (slm.MatryoshkaTrainingSAE, slm.MatryoshkaTrainingSAEConfig)
+    assert get_sae_training_class("matryoshka") == classes
+
+
+def test_again_changes_nothing():
+    slm.register()
+    slm.register()
+    assert get_sae_training_class("matryoshka")[0] is slm.MatryoshkaTrainingSAE
+
+
+def test_a_foreign_class_of_our_name(monkeypatch):
+    class Foreign:
+        __module__ = "someone.elses"
+
+    monkeypatch.setitem(SAE_TRAINING_CLASS_REGISTRY, "matryoshka", (Foreign, object))
+    with pytest.raises(ValueError, match=r"already belongs to someone\.elses.*Foreign"):
+        slm.register()
+    assert get_sae_training_class("matryoshka")[0] is Foreign
+
+
+def test_every_public_name_exists():
+    for name in slm.__all__:
+        assert getattr(slm, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = slm.nothing
+
+
+def test_the_command_line_registers_late():
+    code = "import sys; sys.argv = ['/bin/sae-lens-matryoshka']; import sae_lens_matryoshka as slm\n"
+    code += "assert 'sae_lens' not in sys.modules and 'torch' not in sys.modules\n"
+    code += "slm.register(); from sae_lens.registry import get_sae_training_class as get\n"
+    code += "assert get('matryoshka')[0] is slm.MatryoshkaTrainingSAE"
+    subprocess.run([sys.executable, "-c", code], check=True)
