@@ -63,9 +63,7 @@ def register() -> None:
             f"{owner.__module__}.{owner.__qualname__}; sae_lens_matryoshka registers "
             f"{MatryoshkaTrainingSAE.__qualname__} under that name. Import only one of the two."
         )
-    register_sae_training_class(
-        ARCHITECTURE, MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig
-    )
+    register_sae_training_class(ARCHITECTURE, MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig)
 
 
 def __getattr__(name: str) -> Any:

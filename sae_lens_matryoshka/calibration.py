@@ -1,7 +1,6 @@
 """Thresholds that fire as often as wanted, counted on held-out activations."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +9,7 @@ from sae_lens.saes.sae import SAE
 from sae_lens.saes.topk_sae import TopKSAE
 
 from sae_lens_matryoshka.sae import MatryoshkaSAE, build, copy_of
-from sae_lens_matryoshka.threshold import cut_for_count, row_blocks
+from sae_lens_matryoshka.threshold import row_blocks, thresholds_for_l0
 
 T = TypeVar("T", MatryoshkaSAE, SAE[Any])
 
@@ -59,37 +58,16 @@ def calibrate_threshold(
             f"{type(sae).__name__} has no threshold to calibrate; a JumpReLU SAE has, and a topk "
             "SAE with as_jumprelu=True gets one."
         )
-    copied.threshold.data = _calibrated(copied, activations, target_l0)
+    hidden_pre = (
+        copied.process_sae_in(block) @ copied.W_enc + copied.b_enc
+        for block in row_blocks(activations, copied.cfg.d_sae)
+    )
+    copied.threshold.data = thresholds_for_l0(
+        hidden_pre, len(activations), copied.threshold.data, target_l0
+    )
     if isinstance(sae, TopKSAE) and not sae.cfg.rescale_acts_by_decoder_norm:
         copied.fold_W_dec_norm()  # only now: its top-k ranks latents without their norms
     return copied
-
-
-def _calibrated(
-    sae: JumpReLUSAE, activations: torch.Tensor, target_l0: float
-) -> torch.Tensor:
-    """Thresholds, (d_sae,), that hit the target on the activations, (tokens, d_in)."""
-    uniform = not sae.threshold.any()
-    # a latent fires where its pre-activation, in units of its threshold, exceeds the common factor
-    unit = torch.ones_like(sae.threshold) if uniform else sae.threshold
-
-    def scores() -> Iterator[torch.Tensor]:
-        for block in row_blocks(activations, sae.cfg.d_sae):
-            hidden_pre = sae.process_sae_in(block) @ sae.W_enc + sae.b_enc
-            # relu first: only positive pre-activations fire, whatever the threshold
-            yield (hidden_pre.relu() / unit).nan_to_num(nan=0.0, posinf=torch.inf)
-
-    n_tokens = activations.shape[0]
-    count = round(target_l0 * n_tokens)
-    positive = int(sum((score > 0).sum() for score in scores()))
-    always_on = int(sum(torch.isinf(score).sum() for score in scores()))
-    if not always_on <= count <= positive or count == 0:
-        raise ValueError(
-            f"target_l0={target_l0} cannot be reached on these {n_tokens} activations: thresholds "
-            f"reach from {always_on / n_tokens:.4g} to {positive / n_tokens:.4g} active latents per "
-            "token. Choose a target between them."
-        )
-    return unit * cut_for_count(scores(), count)
 
 
 def _as_jumprelu(sae: TopKSAE) -> JumpReLUSAE:

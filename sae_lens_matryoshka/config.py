@@ -143,6 +143,11 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
         return self.activation in ("batchtopk", "topk")
 
     @property
+    def wanted_l0(self) -> float | None:
+        """Active latents per token that the saved SAE is to have, if the options name a number."""
+        return self.k if self.uses_top_k else self.target_l0
+
+    @property
     def widths(self) -> list[int]:
         """The nested widths, resolved: never None, ends with d_sae."""
         assert self.matryoshka_widths is not None  # set in __post_init__
@@ -324,9 +329,7 @@ def _check_aux_loss(cfg: MatryoshkaTrainingSAEConfig) -> None:
         )
     _check_number(cfg, "aux_loss_coefficient", "at least 0", lambda value: value >= 0)
     if cfg.k_aux is not None and not (_is_whole(cfg.k_aux) and cfg.k_aux > 0):
-        raise ValueError(
-            f"k_aux={cfg.k_aux!r} must be a positive whole number of latents."
-        )
+        raise ValueError(f"k_aux={cfg.k_aux!r} must be a positive whole number of latents.")
 
 
 def _check_number(

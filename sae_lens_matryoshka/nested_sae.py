@@ -1,7 +1,8 @@
 """What is trained: parameters, encode and decode, and the stock form that is saved."""
 
+import logging
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,14 @@ from typing_extensions import override
 
 from sae_lens_matryoshka import engine
 from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
-from sae_lens_matryoshka.threshold import RecentActivations, cut_for_count
+from sae_lens_matryoshka.threshold import (
+    RecentActivations,
+    UnreachableL0Error,
+    cut_for_count,
+    thresholds_for_l0,
+)
+
+logger = logging.getLogger(__name__)
 
 
 class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
@@ -42,9 +50,7 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         if cfg.activation == "relu" and cfg.target_l0 is not None:
             self._register_scalar("l1_scale", 1.0)
         if cfg.b_dec_init == "geometric_median":
-            self.register_buffer(
-                "b_dec_is_set", torch.tensor(False, device=self.W_dec.device)
-            )
+            self.register_buffer("b_dec_is_set", torch.tensor(False, device=self.W_dec.device))
 
     def _register_scalar(self, name: str, value: float) -> None:
         # double: the steps of a running value round away in bfloat16
@@ -55,9 +61,7 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         cfg = self.cfg
-        self.b_enc = nn.Parameter(
-            torch.zeros(cfg.d_sae, dtype=self.dtype, device=self.device)
-        )
+        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, dtype=self.dtype, device=self.device))
         if cfg.activation == "jumprelu":
             start = torch.full((cfg.d_sae,), cast(float, cfg.jumprelu_init_threshold))
             self.threshold = nn.Parameter(start.to(self.device))
@@ -91,14 +95,10 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         # SAELens's default: the straight-through gradient reaches the threshold only
         threshold = self.threshold.to(hidden_pre.dtype)
         bandwidth = self.cfg.jumprelu_bandwidth
-        return cast(
-            torch.Tensor, function.apply(hidden_pre, threshold, bandwidth, False)
-        )
+        return cast(torch.Tensor, function.apply(hidden_pre, threshold, bandwidth, False))
 
     @override
-    def encode_with_hidden_pre(
-        self, x: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Activations and pre-activations, times the decoder norms if rescale_acts_by_decoder_norm.
 
@@ -135,9 +135,7 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
             (..., d_in)
         """
         recons = self.hook_sae_recons(feature_acts @ self.decoder() + self.b_dec)
-        return self.reshape_fn_out(
-            self.run_time_activation_norm_fn_out(recons), self.d_head
-        )
+        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
 
     # ---- fold, save, load
 
@@ -192,37 +190,63 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
 
     @override
     @torch.no_grad()
-    def process_state_dict_for_saving_inference(
-        self, state_dict: dict[str, Any]
-    ) -> None:
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
         for name in ("topk_threshold", "l1_scale", "b_dec_is_set"):
             state_dict.pop(name, None)
         if self.cfg.activation == "batchtopk":
-            threshold = self.calibrated_threshold()
-            state_dict["threshold"] = torch.full_like(self.b_enc, threshold)
+            state_dict["threshold"] = torch.full_like(self.b_enc, self._top_k_threshold())
         if self.cfg.activation == "jumprelu":
-            state_dict["threshold"] = self.threshold.clamp(min=0.0).to(self.dtype)
+            state_dict["threshold"] = self._jumprelu_thresholds().to(self.dtype)
+        if self.cfg.activation == "relu":
+            self._warn_if_target_is_missed()
         if self.cfg.rescale_acts_by_decoder_norm:
             norm = self.get_W_dec_norm()
             state_dict["W_enc"] = self.W_enc * norm
             state_dict["b_enc"] = self.b_enc * norm
             state_dict["W_dec"] = self.W_dec / norm[:, None]
 
-    @torch.no_grad()
-    def calibrated_threshold(self) -> float:
-        """
-        The batchtopk threshold that lets k latents per token fire on the last training activations.
+    def _recent_hidden_pre(self) -> Iterator[torch.Tensor]:
+        """Pre-activations of the last training activations under the present weights."""
+        for x in self.recent_activations.blocks(self.cfg.d_sae):
+            yield self.encode_with_hidden_pre(x)[1]
 
-        Counted with the present weights over up to 32,768 tokens; the running threshold stands in
-        where there are none, as after loading a checkpoint.
-        """
+    def _top_k_threshold(self) -> float:
+        """The threshold that k latents per token exceed on the last training activations."""
         tokens = len(self.recent_activations)
-        if tokens == 0:
+        if tokens == 0:  # as after loading a checkpoint
             return self.topk_threshold.item()
-        blocks = self.recent_activations.blocks(self.cfg.d_sae)
-        pre_activations = (self.encode_with_hidden_pre(x)[1] for x in blocks)
-        return cut_for_count(pre_activations, round(cast(float, self.cfg.k) * tokens))
+        count = round(cast(float, self.cfg.k) * tokens)
+        return cut_for_count(self._recent_hidden_pre(), count)
+
+    def _jumprelu_thresholds(self) -> torch.Tensor:
+        """The learned thresholds, scaled by one factor to meet target_l0 if that is set."""
+        thresholds, target_l0 = self.threshold.clamp(min=0.0), self.cfg.target_l0
+        tokens = len(self.recent_activations)
+        if target_l0 is None or tokens == 0:
+            return thresholds
+        try:
+            return thresholds_for_l0(self._recent_hidden_pre(), tokens, thresholds, target_l0)
+        except UnreachableL0Error as error:
+            logger.warning("%s The thresholds are saved as they were learned.", error)
+            return thresholds
+
+    def _warn_if_target_is_missed(self) -> None:
+        tokens, target_l0 = len(self.recent_activations), self.cfg.target_l0
+        if target_l0 is None or tokens == 0:
+            return
+        fired = sum((hidden_pre > 0).sum() for hidden_pre in self._recent_hidden_pre())
+        l0 = float(fired) / tokens
+        if abs(l0 / target_l0 - 1) > 0.05:
+            reached = cast(float, self.cfg.l1_coefficient) * self.l1_scale.item()
+            logger.warning(
+                "L0 is %.4g, not target_l0=%.4g: the controller has not arrived. Train longer, or "
+                "start from an l1_coefficient %s %.3g, where this run ended.",
+                l0,
+                target_l0,
+                "above" if l0 > target_l0 else "below",
+                reached,
+            )
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:

@@ -49,9 +49,7 @@ def draw_prefixes(d_sae: int, n_prefixes: int, power: float) -> list[int]:
     return [*sorted((inner + 1).tolist()), d_sae]
 
 
-def nested_squared_error(
-    x: torch.Tensor, reconstructions: torch.Tensor
-) -> torch.Tensor:
+def nested_squared_error(x: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
     """Squared error per level, summed over dimensions and averaged over the batch.
 
     Args:
@@ -81,9 +79,7 @@ def fraction_of_variance_unexplained(
     return nested_squared_error(x, reconstructions) / variance
 
 
-def nested_l1(
-    acts: torch.Tensor, widths: Sequence[int], weights: Sequence[float]
-) -> torch.Tensor:
+def nested_l1(acts: torch.Tensor, widths: Sequence[int], weights: Sequence[float]) -> torch.Tensor:
     """L1 of every level's prefix, carrying the weights of the levels' errors (paper, appendix F).
 
     Args:
@@ -97,9 +93,7 @@ def nested_l1(
     edges = [0, *widths]
     # a latent counts in every level that holds it: its own and all outer ones
     per_group = torch.stack([acts[:, lo:hi].sum() for lo, hi in zip(edges, widths)])
-    shares = torch.tensor(
-        [sum(weights[i:]) for i in range(len(weights))], device=acts.device
-    )
+    shares = torch.tensor([sum(weights[i:]) for i in range(len(weights))], device=acts.device)
     return (per_group * shares).sum() / acts.shape[0]
 
 
@@ -131,9 +125,7 @@ def dead_latent_loss(
     n_dead = int(dead.sum())
     candidates = torch.where(dead, hidden_pre, -torch.inf)  # (batch, width)
     strongest = candidates.topk(min(k_aux, n_dead), sorted=False)
-    acts = torch.zeros_like(hidden_pre).scatter(
-        -1, strongest.indices, strongest.values
-    )
+    acts = torch.zeros_like(hidden_pre).scatter(-1, strongest.indices, strongest.values)
     reconstruction = acts @ W_dec
     if row_scale is not None:
         reconstruction = reconstruction * row_scale

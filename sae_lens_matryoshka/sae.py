@@ -45,9 +45,7 @@ class MatryoshkaSAE:
     # ---- open and save
 
     @classmethod
-    def from_sae(
-        cls, sae: SAE[Any], widths: Sequence[int] | None = None
-    ) -> "MatryoshkaSAE":
+    def from_sae(cls, sae: SAE[Any], widths: Sequence[int] | None = None) -> "MatryoshkaSAE":
         """
         Wrap an SAE: one that this package or SAELens's ``matryoshka_batchtopk`` trained.
 

@@ -76,3 +76,55 @@ def cut_for_count(blocks: Iterable[torch.Tensor], count: int) -> float:
         return below.item()
     middle = (largest[-2] + below) / 2
     return (middle if middle < largest[-2] else below).item()
+
+
+class UnreachableL0Error(ValueError):
+    """No scale of the thresholds lets as many latents fire as wanted."""
+
+    def __init__(self, target_l0: float, lowest: float, highest: float):
+        super().__init__(
+            f"target_l0={target_l0:.4g} cannot be reached on these activations: thresholds reach "
+            f"from {lowest:.4g} to {highest:.4g} active latents per token. Choose a target between "
+            "them."
+        )
+
+
+def thresholds_for_l0(
+    hidden_pre_blocks: Iterable[torch.Tensor],
+    n_tokens: int,
+    thresholds: torch.Tensor,
+    target_l0: float,
+) -> torch.Tensor:
+    """Thresholds, scaled by one common factor, that exactly target_l0 latents per token exceed.
+
+    Args:
+        hidden_pre_blocks: Pre-activations, (tokens, d_sae) each.
+        n_tokens: Number of tokens in all blocks.
+        thresholds: Thresholds to scale, (d_sae,), none negative; if all are zero, one uniform
+            threshold takes their place.
+        target_l0: Active latents per token; times n_tokens it is rounded to a whole count.
+
+    Returns:
+        (d_sae,)
+
+    Raises:
+        UnreachableL0Error: Too few pre-activations are positive, or latents without a threshold
+            alone fire more often than wanted.
+    """
+    unit = thresholds if thresholds.any() else torch.ones_like(thresholds)
+    positive = always_on = 0
+
+    def scores() -> Iterator[torch.Tensor]:
+        # a latent fires where its pre-activation, in units of its threshold, exceeds the factor
+        nonlocal positive, always_on
+        for hidden_pre in hidden_pre_blocks:
+            score = (hidden_pre.relu() / unit).nan_to_num(nan=0.0, posinf=torch.inf)
+            positive += int((score > 0).sum())
+            always_on += int(score.isinf().sum())
+            yield score
+
+    count = round(target_l0 * n_tokens)
+    factor = cut_for_count(scores(), max(count, 0))
+    if count < 1 or not always_on <= count <= positive:
+        raise UnreachableL0Error(target_l0, always_on / n_tokens, positive / n_tokens)
+    return unit * factor

@@ -78,9 +78,7 @@ class MatryoshkaTrainingSAE(NestedSAE):
         feature_acts, hidden_pre = self.encode_with_hidden_pre(x)
 
         prefixes = self._draw_prefixes()
-        weights = objective.level_weights(
-            len(prefixes), cfg.level_weights, cfg.level_weight_mu
-        )
+        weights = objective.level_weights(len(prefixes), cfg.level_weights, cfg.level_weight_mu)
         reported = cfg.widths if step_input.is_logging_step else []
         widths = sorted({*prefixes, *reported})
         recons = engine.nested_decode(
@@ -136,8 +134,9 @@ class MatryoshkaTrainingSAE(NestedSAE):
     @torch.no_grad()
     def _follow(self, x: torch.Tensor, feature_acts: torch.Tensor) -> None:
         """Update what is not a parameter: the running threshold, the L1 controller."""
-        if self.cfg.activation == "batchtopk":
+        if self.cfg.activation != "topk" and self.cfg.wanted_l0 is not None:
             self.recent_activations.add(x)
+        if self.cfg.activation == "batchtopk":
             fired = feature_acts[feature_acts > 0]
             if len(fired):
                 smallest = fired.min().double()
@@ -215,14 +214,9 @@ class MatryoshkaTrainingSAE(NestedSAE):
             return {"l0_loss": coefficients["l0"] * l0.mean()}
         return {}
 
-    def _named_errors(
-        self, errors: torch.Tensor, prefixes: list[int]
-    ) -> dict[str, torch.Tensor]:
+    def _named_errors(self, errors: torch.Tensor, prefixes: list[int]) -> dict[str, torch.Tensor]:
         """Squared errors under SAELens's names; random prefixes share one, since they vary."""
-        inner = {
-            f"inner_mse_loss_{width}": error
-            for width, error in zip(prefixes[:-1], errors)
-        }
+        inner = {f"inner_mse_loss_{width}": error for width, error in zip(prefixes[:-1], errors)}
         if self.cfg.prefix_sampling == "random":
             inner = {"inner_mse_loss": errors[:-1].sum()}
         return {"mse_loss": errors[-1], **inner}
@@ -255,9 +249,7 @@ class MatryoshkaTrainingSAE(NestedSAE):
         return metrics
 
 
-def _select(
-    recons: torch.Tensor, widths: list[int], wanted: list[int]
-) -> torch.Tensor:
+def _select(recons: torch.Tensor, widths: list[int], wanted: list[int]) -> torch.Tensor:
     """The reconstructions at the wanted widths, out of (widths, batch, d_in)."""
     if wanted == widths:
         return recons

@@ -225,7 +225,12 @@ class TestSAELensContract:
 
     @pytest.mark.parametrize(
         ("activation", "architecture"),
-        [("batchtopk", "jumprelu"), ("jumprelu", "jumprelu"), ("topk", "topk"), ("relu", "standard")],
+        [
+            ("batchtopk", "jumprelu"),
+            ("jumprelu", "jumprelu"),
+            ("topk", "topk"),
+            ("relu", "standard"),
+        ],
     )
     def test_saved_as_a_stock_architecture(self, activation, architecture):
         top_k = {"k": 4} if activation in ("batchtopk", "topk") else {}

@@ -38,7 +38,9 @@ def test_every_public_name_exists():
 
 
 def test_the_command_line_registers_late():
-    code = "import sys; sys.argv = ['/bin/sae-lens-matryoshka']; import sae_lens_matryoshka as slm\n"
+    code = (
+        "import sys; sys.argv = ['/bin/sae-lens-matryoshka']; import sae_lens_matryoshka as slm\n"
+    )
     code += "assert 'sae_lens' not in sys.modules and 'torch' not in sys.modules\n"
     code += "slm.register(); from sae_lens.registry import get_sae_training_class as get\n"
     code += "assert get('matryoshka')[0] is slm.MatryoshkaTrainingSAE"

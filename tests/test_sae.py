@@ -115,7 +115,9 @@ class TestOpen:
 
     def test_without_level_metadata(self):
         flat = StandardSAE(StandardSAEConfig(d_in=D_IN, d_sae=D_SAE))
-        with pytest.raises(ValueError, match=r"holds no matryoshka_widths.*widths=\[1, 3, 8, 18, 40\]"):
+        with pytest.raises(
+            ValueError, match=r"holds no matryoshka_widths.*widths=\[1, 3, 8, 18, 40\]"
+        ):
             MatryoshkaSAE.from_sae(flat)
         assert MatryoshkaSAE.from_sae(flat, widths=[10]).widths == (10, 40)
 

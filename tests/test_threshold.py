@@ -9,9 +9,7 @@ from sae_lens_matryoshka import threshold
 
 class TestCutForCount:
     @settings(deadline=None)
-    @given(
-        st.integers(0, 2**20), st.integers(0, 60), st.integers(1, 5), st.sampled_from([32, 16])
-    )
+    @given(st.integers(0, 2**20), st.integers(0, 60), st.integers(1, 5), st.sampled_from([32, 16]))
     def test_exactly_count_entries_exceed_it(self, seed, count, n_blocks, bits):
         values = torch.randn(120, generator=torch.Generator().manual_seed(seed))
         values = values.to({32: torch.float32, 16: torch.bfloat16}[bits])

@@ -18,9 +18,7 @@ def batch_top_k(hidden_pre: torch.Tensor, k: float) -> torch.Tensor:
     acts = hidden_pre.relu().flatten()
     n_active = int(k * hidden_pre.shape[:-1].numel())
     top = acts.topk(n_active, sorted=False)
-    return (
-        torch.zeros_like(acts).scatter(-1, top.indices, top.values).view_as(hidden_pre)
-    )
+    return torch.zeros_like(acts).scatter(-1, top.indices, top.values).view_as(hidden_pre)
 
 
 def token_top_k(hidden_pre: torch.Tensor, k: int) -> torch.Tensor:
