@@ -1,0 +1,1 @@
+"""The embedded default: a small real language model and real text, no network."""

@@ -1,0 +1,247 @@
+"""Train a Matryoshka SAE on the demo's language model, evaluate it level by level, look at it."""
+
+import random
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from sae_lens import SAE, ActivationsStore, LoggingConfig
+from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.training.activation_scaler import ActivationScaler
+
+from sae_lens_matryoshka.demo.model import MODEL_NAME, load_model
+from sae_lens_matryoshka.demo.snippets import (
+    LatentActivity,
+    latent_activity,
+    top_snippets,
+)
+from sae_lens_matryoshka.demo.text import texts
+from sae_lens_matryoshka.runner import (
+    LanguageModelSAERunnerConfig,
+    MatryoshkaSAETrainingRunner,
+)
+from sae_lens_matryoshka.sae import MatryoshkaSAE
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+HOOK_NAME = "blocks.1.hook_resid_post"  # the middle of the model's four layers
+CONTEXT_SIZE = 128
+SEED = 0
+LATENTS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much the quickstart does.
+
+    Args:
+        d_sae: Latents.
+        k: Active latents per token.
+        training_tokens: Tokens that the SAE is trained on.
+        evaluated_prompts: Held-out sequences of 128 tokens that it is evaluated on.
+        shown_prompts: Held-out sequences that snippets are taken from.
+    """
+
+    d_sae: int = 2048
+    k: int = 24
+    training_tokens: int = 1_000_000
+    evaluated_prompts: int = 128
+    shown_prompts: int = 1024
+
+
+FULL = Size()
+SMALL = Size(d_sae=256, k=8, training_tokens=40_000, evaluated_prompts=16, shown_prompts=64)
+
+
+@dataclass
+class LevelResult:
+    """What a level is worth on held-out text.
+
+    Args:
+        width: Its latents.
+        l0: Active latents per token.
+        fvu: Share of the activations' variance that is left unexplained.
+        ce_recovered: Share of the cross-entropy recovered that ablating the hook costs.
+        silent: Latents that never fired on the shown text.
+    """
+
+    width: int
+    l0: float
+    fvu: float
+    ce_recovered: float
+    silent: int
+
+
+def run(output: Path = Path("quickstart"), small: bool = False) -> list[LevelResult]:
+    """Train, save, reload with stock SAELens, evaluate and show.
+
+    Args:
+        output: Folder for the trained SAE (`output/sae`) and checkpoints of an interrupted run.
+        small: A run of seconds that only shows that everything works.
+
+    Returns:
+        One result per level, innermost first.
+
+    Raises:
+        ImportError: The extra [demo], which brings the texts, is not installed.
+    """
+    warnings.filterwarnings("ignore", module="sae_lens|transformer_lens")
+    start, size, console = time.monotonic(), SMALL if small else FULL, Console()
+    heldout = texts("heldout")
+    model = load_model()
+    train(model, texts("train"), output, size)
+
+    sae = SAE.load_from_disk(output / "sae")  # stock SAELens: no plugin needed from here on
+    matryoshka = MatryoshkaSAE.from_sae(sae)
+    tokens = _token_rows(model, sae, heldout, size.shown_prompts)
+    activity = latent_activity(model, sae, tokens)
+    results = [
+        evaluate(model, matryoshka, level, heldout, size, activity)
+        for level in range(len(matryoshka.widths))
+    ]
+    console.print(_level_table(results))
+    _show_latents(console, activity, matryoshka.widths, model.tokenizer)
+    console.print(
+        f"\n{time.monotonic() - start:.0f} s. The SAE is in {output / 'sae'}; open it with"
+    )
+    console.print(f"  SAE.load_from_disk({str(output / 'sae')!r})", highlight=False)
+    return results
+
+
+def train(
+    model: "HookedTransformer", training_texts: Sequence[str], output: Path, size: Size
+) -> None:
+    """Train through SAELens's store and runner; saves in output/sae."""
+    shuffled = list(training_texts)
+    random.Random(SEED).shuffle(shuffled)
+    torch.manual_seed(SEED)
+    cfg = LanguageModelSAERunnerConfig(
+        architecture="matryoshka",
+        d_in=model.cfg.d_model,
+        d_sae=size.d_sae,
+        k=size.k,
+        normalize_activations="expected_average_only_in",
+        model_name=MODEL_NAME,
+        hook_name=HOOK_NAME,
+        dataset_path="sae-probes",
+        is_dataset_tokenized=False,
+        context_size=CONTEXT_SIZE,
+        exclude_special_tokens=True,
+        training_tokens=size.training_tokens,
+        train_batch_size_tokens=1024,
+        store_batch_size_prompts=32,
+        n_batches_in_buffer=128,  # sequences to mix: 16,384 tokens
+        n_batches_for_norm_estimate=10,
+        lr=1e-3,
+        lr_warm_up_steps=20,
+        lr_decay_steps=size.training_tokens // 1024 // 3,
+        dead_feature_window=50,  # SAELens's 1,000 steps are longer than the run
+        checkpoint_path=str(output / "checkpoints"),
+        output_path=str(output / "sae"),
+        logger=LoggingConfig(log_to_wandb=False),
+        verbose=False,
+        seed=SEED,
+    )
+    runner = MatryoshkaSAETrainingRunner(
+        cfg, override_model=model, override_dataset=Dataset.from_dict({"text": shuffled})
+    )
+    runner.run()
+
+
+def evaluate(
+    model: "HookedTransformer",
+    matryoshka: MatryoshkaSAE,
+    level: int,
+    heldout: Sequence[str],
+    size: Size,
+    activity: LatentActivity,
+) -> LevelResult:
+    """SAELens's evals of one level's stock SAE on held-out text, the same text for every level."""
+    sae = matryoshka.level(level)
+    metrics, _ = run_evals(
+        sae,
+        _store(model, sae, heldout),
+        model,
+        ActivationScaler(),
+        EvalConfig(
+            batch_size_prompts=16,
+            n_eval_reconstruction_batches=size.evaluated_prompts // 16,
+            n_eval_sparsity_variance_batches=size.evaluated_prompts // 16,
+            compute_ce_loss=True,
+            compute_sparsity_metrics=True,
+            compute_variance_metrics=True,
+        ),
+        exclude_special_tokens=True,
+    )
+    width = matryoshka.widths[level]
+    return LevelResult(
+        width=width,
+        l0=metrics["sparsity"]["l0"],
+        fvu=1 - metrics["reconstruction_quality"]["explained_variance"],
+        ce_recovered=metrics["model_performance_preservation"]["ce_loss_score"],
+        silent=int((activity.frequency[:width] == 0).sum()),
+    )
+
+
+def _store(model: "HookedTransformer", sae: SAE[Any], heldout: Sequence[str]) -> ActivationsStore:
+    return ActivationsStore.from_sae(
+        model, sae, Dataset.from_dict({"text": list(heldout)}), streaming=False
+    )
+
+
+def _token_rows(
+    model: "HookedTransformer", sae: SAE[Any], heldout: Sequence[str], n_rows: int
+) -> torch.Tensor:
+    return _store(model, sae, heldout).get_batch_tokens(n_rows)
+
+
+def _level_table(results: Sequence[LevelResult]) -> Table:
+    table = Table(title="Held-out text, level by level (each level without the latents beyond it)")
+    for name in ("level", "width", "L0", "FVU", "cross-entropy recovered", "silent latents"):
+        table.add_column(name, justify="right")
+    for level, result in enumerate(results):
+        table.add_row(
+            str(level),
+            f"{result.width:,}",
+            f"{result.l0:.1f}",
+            f"{result.fvu:.3f}",
+            f"{result.ce_recovered:.1%}",
+            f"{result.silent} ({result.silent / result.width:.1%})",
+        )
+    return table
+
+
+def _show_latents(
+    console: Console, activity: LatentActivity, widths: Sequence[int], tokenizer: Any
+) -> None:
+    groups = [("first", 0, widths[0]), ("last", widths[-2], widths[-1])]
+    for name, lo, hi in groups:
+        console.print(
+            f"\n[bold]Latents of the {name} level[/bold] ({lo}-{hi - 1}), strongest snippets"
+        )
+        for latent in _typical_latents(activity, lo, hi):
+            share = activity.frequency[latent].item()
+            console.print(f"  latent {latent}, fires on {share:.2%} of tokens", style="cyan")
+            for snippet in top_snippets(activity, latent, tokenizer):
+                line = Text(f"    {snippet.activation:5.1f}  ...{snippet.before}")
+                line.append(snippet.token, style="bold reverse")
+                line.append(snippet.after)
+                line.truncate(console.width, overflow="ellipsis")
+                console.print(line)
+
+
+def _typical_latents(activity: LatentActivity, lo: int, hi: int) -> Iterator[int]:
+    """Latents of a group spread evenly over its ranks of total activation: no hand-picking."""
+    mass = torch.zeros(activity.d_sae).index_add_(0, activity.latent, activity.activation)[lo:hi]
+    ranked = mass.argsort(descending=True)[: int((mass > 0).sum())]
+    step = max(1, len(ranked) // (2 * LATENTS_SHOWN))
+    yield from (ranked[step::step][:LATENTS_SHOWN] + lo).tolist()

@@ -1,0 +1,129 @@
+"""Where in a text a latent fires most: what a person reads to see what it stands for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from transformer_lens import HookedTransformer
+
+WORDS_BEFORE, WORDS_AFTER = 9, 5  # tokens of context around the one that fires
+SNIPPETS_PER_LATENT = 4
+
+
+@dataclass
+class Snippet:
+    """One place where a latent fires.
+
+    Args:
+        before: Text before the token.
+        token: The token on which it fires.
+        after: Text after it.
+        activation: How strongly it fires there.
+    """
+
+    before: str
+    token: str
+    after: str
+    activation: float
+
+
+@dataclass
+class LatentActivity:
+    """Activations of some texts' tokens, kept sparse.
+
+    Args:
+        tokens: Token ids, one text a row, (texts, context).
+        row: Text of each activation, (n_active,).
+        position: Position in its text, (n_active,).
+        latent: Latent that fires, (n_active,).
+        activation: How strongly, (n_active,).
+        d_sae: Number of latents.
+    """
+
+    tokens: torch.Tensor
+    row: torch.Tensor
+    position: torch.Tensor
+    latent: torch.Tensor
+    activation: torch.Tensor
+    d_sae: int
+
+    @property
+    def frequency(self) -> torch.Tensor:
+        """Share of the tokens on which each latent fires, (d_sae,)."""
+        counts = torch.bincount(self.latent, minlength=self.d_sae)
+        return counts / (self.tokens.numel() - len(self.tokens))  # the first token never counts
+
+
+@torch.no_grad()
+def latent_activity(
+    model: "HookedTransformer", sae: "SAE[Any]", tokens: torch.Tensor, batch_size: int = 32
+) -> LatentActivity:
+    """Run texts through the model and the SAE.
+
+    Args:
+        model: The language model.
+        sae: An SAE of one of its hooks.
+        tokens: Token ids, the first of each row the beginning-of-sequence token, which is left out
+            as in training, (texts, context).
+        batch_size: Texts at once.
+
+    Returns:
+        Every activation that is not zero.
+    """
+    hook_name = sae.cfg.metadata.hook_name
+    assert hook_name is not None
+    rows: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
+    for start in range(0, len(tokens), batch_size):
+        batch = tokens[start : start + batch_size]
+        _, cache = model.run_with_cache(batch, names_filter=[hook_name])
+        acts = sae.encode(cache[hook_name])  # (batch, context, d_sae)
+        acts[:, 0] = 0
+        where = acts.nonzero()  # (n_active, 3)
+        values.append(acts[tuple(where.T)])
+        where[:, 0] += start
+        rows.append(where)
+    row, position, latent = torch.cat(rows).T
+    return LatentActivity(tokens, row, position, latent, torch.cat(values), sae.cfg.d_sae)
+
+
+def top_snippets(
+    activity: LatentActivity, latent: int, tokenizer: Any, n: int = SNIPPETS_PER_LATENT
+) -> list[Snippet]:
+    """The strongest activations of a latent, one per text.
+
+    Args:
+        activity: What fires where.
+        latent: Which latent.
+        tokenizer: Decodes the tokens.
+        n: How many, at most.
+    """
+    mine = (activity.latent == latent).nonzero().flatten()
+    strongest = mine[activity.activation[mine].argsort(descending=True)]
+    snippets: list[Snippet] = []
+    seen: set[int] = set()
+    for index in strongest.tolist():
+        row, position = int(activity.row[index]), int(activity.position[index])
+        if row in seen:
+            continue
+        seen.add(row)
+        snippets.append(
+            _snippet(activity.tokens[row], position, activity.activation[index].item(), tokenizer)
+        )
+        if len(snippets) == n:
+            break
+    return snippets
+
+
+def _snippet(tokens: torch.Tensor, position: int, activation: float, tokenizer: Any) -> Snippet:
+    def text(ids: Sequence[int]) -> str:
+        return " ".join(tokenizer.decode(ids).split("\n"))
+
+    ids = tokens.tolist()
+    before = ids[max(1, position - WORDS_BEFORE) : position]
+    after = ids[position + 1 : position + 1 + WORDS_AFTER]
+    return Snippet(text(before), text([ids[position]]), text(after), activation)
