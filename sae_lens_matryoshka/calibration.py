@@ -72,14 +72,11 @@ def calibrate_threshold(
 
 def _as_jumprelu(sae: TopKSAE) -> JumpReLUSAE:
     """The SAE with thresholds of zero in place of its top-k; norms folded if they rank latents."""
-    cfg = {**sae.cfg.to_dict(), "metadata": copy.deepcopy(sae.cfg.metadata)}
-    names = ("d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "metadata")
-    names += ("normalize_activations", "reshape_activations")
+    cfg = copy.deepcopy(sae.cfg.to_dict())
+    cfg["architecture"] = JumpReLUSAEConfig.architecture()
     state_dict = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
     state_dict["threshold"] = torch.zeros_like(sae.b_enc)
-    jumprelu = build(
-        JumpReLUSAE, JumpReLUSAEConfig(**{name: cfg[name] for name in names}), state_dict
-    )
+    jumprelu = build(JumpReLUSAE, JumpReLUSAEConfig.from_dict(cfg), state_dict)
     if sae.cfg.rescale_acts_by_decoder_norm:
         jumprelu.fold_W_dec_norm()
     return jumprelu

@@ -86,8 +86,9 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
             which carries the level weights of the error. None: 1.
         l1_warm_up_steps (int | None): "relu": steps over which the L1 weight rises from 0. None: 0.
         target_l0 (float | None): "relu": active latents per token that a controller steers towards by
-            changing the L1 weight by 0.03 % a step (the authors' code). "jumprelu": target of the
-            quadratic L0 penalty (Gemma Scope 2). None: no target.
+            changing the L1 weight by 0.03 % a step once it is warmed up (the authors' code): a
+            factor of 20 takes 10,000 steps. "jumprelu": target of the quadratic L0 penalty (Gemma
+            Scope 2), met exactly at save by scaling the thresholds. None: no target.
         jumprelu_init_threshold (float | None): "jumprelu": threshold at the start. None: 0.01.
         jumprelu_bandwidth (float | None): "jumprelu": width of the straight-through estimator's
             window. None: 0.05.

@@ -81,13 +81,15 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
 
     @override
     def get_activation_fn(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        activation, k = self.cfg.activation, self.cfg.k
+        activation = self.cfg.activation
         if activation == "relu":
             return nn.ReLU()
         if activation == "jumprelu":
             return lambda hidden_pre: self._with_threshold(JumpReLU, hidden_pre)
-        top_k = {"batchtopk": engine.batch_top_k, "topk": engine.token_top_k}[activation]
-        return lambda hidden_pre: top_k(hidden_pre, k)
+        k = cast(float, self.cfg.k)
+        if activation == "topk":
+            return lambda hidden_pre: engine.token_top_k(hidden_pre, int(k))
+        return lambda hidden_pre: engine.batch_top_k(hidden_pre, k)
 
     def _with_threshold(
         self, function: type[torch.autograd.Function], hidden_pre: torch.Tensor

@@ -94,7 +94,7 @@ class MatryoshkaTrainingSAE(NestedSAE):
         ) | self.calculate_aux_loss(step_input, feature_acts, hidden_pre, nested)
         loss = (errors * errors.new_tensor(weights)).sum() + sum(losses.values())
         _require_finite(loss, step_input)
-        self._follow(x, feature_acts)
+        self._follow(step_input, feature_acts)
 
         metrics = self._threshold_metrics()
         if reported:
@@ -132,19 +132,22 @@ class MatryoshkaTrainingSAE(NestedSAE):
 
     @_not_compiled
     @torch.no_grad()
-    def _follow(self, x: torch.Tensor, feature_acts: torch.Tensor) -> None:
+    def _follow(self, step_input: TrainStepInput, feature_acts: torch.Tensor) -> None:
         """Update what is not a parameter: the running threshold, the L1 controller."""
-        if self.cfg.activation != "topk" and self.cfg.wanted_l0 is not None:
-            self.recent_activations.add(x)
-        if self.cfg.activation == "batchtopk":
+        cfg = self.cfg
+        if cfg.activation != "topk" and cfg.wanted_l0 is not None:
+            self.recent_activations.add(step_input.sae_in)
+        if cfg.activation == "batchtopk":
             fired = feature_acts[feature_acts > 0]
             if len(fired):
                 smallest = fired.min().double()
                 old = self.topk_threshold if self.topk_threshold > 0 else smallest
                 self.topk_threshold.copy_(old + THRESHOLD_RATE * (smallest - old))
-        if self.cfg.activation == "relu" and self.cfg.target_l0 is not None:
+        if cfg.activation == "relu" and cfg.target_l0 is not None:
+            if step_input.coefficients["l1"] < cast(float, cfg.l1_coefficient):
+                return  # still warming up: L0 says nothing about the final weight yet
             l0 = (feature_acts > 0).sum(dim=-1).float().mean()
-            too_many = l0 > self.cfg.target_l0
+            too_many = l0 > cfg.target_l0
             self.l1_scale *= 1 + L1_CONTROLLER_RATE if too_many else 1 - L1_CONTROLLER_RATE
 
     # ---- losses and metrics

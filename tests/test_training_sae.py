@@ -416,6 +416,12 @@ class TestL1Controller:
         step(sae, batch())
         assert sae.l1_scale.item() == pytest.approx(1.0003**2 * 0.9997)
 
+    def test_waits_for_the_end_of_the_warm_up(self):
+        sae = new_sae(activation="relu", target_l0=1, l1_coefficient=0.5, l1_warm_up_steps=9)
+        warming_up = TrainStepInput(batch(), {"l1": 0.4}, None, 7, False)
+        sae.training_forward_pass(warming_up)
+        assert sae.l1_scale == 1
+
     def test_keeps_its_precision_in_bfloat16(self):
         sae = new_sae(activation="relu", target_l0=1).to(dtype=torch.bfloat16)
         for _ in range(3):

@@ -96,9 +96,9 @@ def run(output: Path = Path("quickstart"), small: bool = False) -> list[LevelRes
     """
     warnings.filterwarnings("ignore", module="sae_lens|transformer_lens")
     start, size, console = time.monotonic(), SMALL if small else FULL, Console()
-    heldout = texts("heldout")
     model = load_model()
-    train(model, texts("train"), output, size)
+    heldout = _shuffled(texts("heldout"))
+    train(model, _shuffled(texts("train")), output, size)
 
     sae = SAE.load_from_disk(output / "sae")  # stock SAELens: no plugin needed from here on
     matryoshka = MatryoshkaSAE.from_sae(sae)
@@ -121,8 +121,6 @@ def train(
     model: "HookedTransformer", training_texts: Sequence[str], output: Path, size: Size
 ) -> None:
     """Train through SAELens's store and runner; saves in output/sae."""
-    shuffled = list(training_texts)
-    random.Random(SEED).shuffle(shuffled)
     torch.manual_seed(SEED)
     cfg = LanguageModelSAERunnerConfig(
         architecture="matryoshka",
@@ -152,9 +150,16 @@ def train(
         seed=SEED,
     )
     runner = MatryoshkaSAETrainingRunner(
-        cfg, override_model=model, override_dataset=Dataset.from_dict({"text": shuffled})
+        cfg,
+        override_model=model,
+        override_dataset=Dataset.from_dict({"text": list(training_texts)}),
     )
     runner.run()
+
+
+def _shuffled(ordered: Sequence[str]) -> list[str]:
+    """The texts mixed: they come data set by data set."""
+    return random.Random(SEED).sample(ordered, len(ordered))
 
 
 def evaluate(
@@ -232,11 +237,10 @@ def _show_latents(
             share = activity.frequency[latent].item()
             console.print(f"  latent {latent}, fires on {share:.2%} of tokens", style="cyan")
             for snippet in top_snippets(activity, latent, tokenizer):
-                line = Text(f"    {snippet.activation:5.1f}  ...{snippet.before}")
-                line.append(snippet.token, style="bold reverse")
+                line = Text(f"    {snippet.activation:5.1f}  {snippet.before}", overflow="ellipsis")
+                line.append(f"«{snippet.token}»", style="bold")
                 line.append(snippet.after)
-                line.truncate(console.width, overflow="ellipsis")
-                console.print(line)
+                console.print(line, no_wrap=True)
 
 
 def _typical_latents(activity: LatentActivity, lo: int, hi: int) -> Iterator[int]:

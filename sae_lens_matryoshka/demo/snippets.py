@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sae_lens import SAE
     from transformer_lens import HookedTransformer
 
-WORDS_BEFORE, WORDS_AFTER = 9, 5  # tokens of context around the one that fires
+CHARS_BEFORE, CHARS_AFTER = 48, 32  # of context around the token that fires
 SNIPPETS_PER_LATENT = 4
 
 
@@ -121,9 +121,27 @@ def top_snippets(
 
 def _snippet(tokens: torch.Tensor, position: int, activation: float, tokenizer: Any) -> Snippet:
     def text(ids: Sequence[int]) -> str:
-        return " ".join(tokenizer.decode(ids).split("\n"))
+        return tokenizer.decode(ids).replace("\n", " ")
 
     ids = tokens.tolist()
-    before = ids[max(1, position - WORDS_BEFORE) : position]
-    after = ids[position + 1 : position + 1 + WORDS_AFTER]
-    return Snippet(text(before), text([ids[position]]), text(after), activation)
+    before = text(ids[max(1, position - 1 - CHARS_BEFORE) : position])
+    after = text(ids[position + 1 : position + 2 + CHARS_AFTER])
+    return Snippet(
+        _last_words(before, CHARS_BEFORE),
+        text([ids[position]]),
+        _first_words(after, CHARS_AFTER),
+        activation,
+    )
+
+
+def _last_words(text: str, n_chars: int) -> str:
+    if len(text) <= n_chars:
+        return text
+    _, space, words = text[-n_chars:].partition(" ")
+    return f"...{space}{words}"
+
+
+def _first_words(text: str, n_chars: int) -> str:
+    if len(text) <= n_chars:
+        return text
+    return f"{text[:n_chars].rpartition(' ')[0]} ..."

@@ -1,0 +1,199 @@
+"""SAELens's activation store, able to stop anywhere and to go on from there.
+
+SAELens saves how many rows of the dataset are finished. That loses what its mixing buffer holds and
+serves an unfinished row again; here the token sequences are counted and the buffer is saved.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import ActivationsStore, logger
+from tqdm.auto import tqdm
+from typing_extensions import override
+
+
+class MixingBuffer(Iterator[torch.Tensor]):
+    """
+    The same batches as SAELens's mixing_buffer, from an object whose contents can be read and set.
+
+    Args:
+        buffer_size: Activations gathered before any is served, in tokens.
+        batch_size: Tokens per batch served.
+        loader: Endless source of activations, each (tokens, d_in).
+        mix_fraction: Share of buffer_size that is kept back to mix with later activations; 0: no
+            shuffling.
+
+    Raises:
+        ValueError: The buffer cannot hold one batch, or mix_fraction is not in [0, 1].
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        batch_size: int,
+        loader: Iterator[torch.Tensor],
+        mix_fraction: float,
+    ):
+        if buffer_size < batch_size:
+            raise ValueError(
+                f"The mixing buffer of {buffer_size} tokens (n_batches_in_buffer * context_size) "
+                f"cannot hold one batch of train_batch_size_tokens={batch_size}. Raise "
+                f"n_batches_in_buffer or lower train_batch_size_tokens."
+            )
+        if not 0 <= mix_fraction <= 1:
+            raise ValueError(f"activations_mixing_fraction={mix_fraction} must be between 0 and 1.")
+        self.buffer_size = buffer_size
+        self.batch_size = batch_size
+        self.loader = loader
+        self.mix_fraction = mix_fraction
+        self.kept: torch.Tensor | None = None  # (tokens, d_in), to be mixed
+        self.to_serve: torch.Tensor | None = None  # (tokens, d_in), in order
+
+    @override
+    @torch.no_grad()
+    def __next__(self) -> torch.Tensor:
+        while self.to_serve is None or len(self.to_serve) < self.batch_size:
+            self._load()
+        batch = self.to_serve[: self.batch_size]
+        self.to_serve = self.to_serve[self.batch_size :]
+        return batch
+
+    def _load(self) -> None:
+        # to_serve holds less than a batch: nothing, unless the batch size changed at a resume
+        parts = [self.to_serve, self.kept, next(self.loader)]
+        kept = torch.cat([part for part in parts if part is not None])
+        n_served = 0
+        if len(kept) >= self.buffer_size:
+            if self.mix_fraction > 0:
+                kept = kept[torch.randperm(len(kept))]
+            n_free = len(kept) - int(self.buffer_size * self.mix_fraction)
+            n_served = max(1, n_free // self.batch_size) * self.batch_size
+        self.to_serve, self.kept = kept[:n_served], kept[n_served:]
+
+
+class ResumableStore(ActivationsStore):
+    """SAELens's ActivationsStore, with a state that is complete."""
+
+    mixing: MixingBuffer
+    n_sequences_drawn: int  # token sequences, in the present pass over the dataset
+    _served: deque[torch.Tensor]  # the last batches, of which a prefetcher may still hold some
+
+    @classmethod
+    def adopt(cls, store: ActivationsStore, n_prefetched: int) -> "ResumableStore":
+        """
+        Turn a store that SAELens's runner has just built, and offers no factory for, into this.
+
+        Args:
+            store: A store that has served nothing yet; the same object is returned.
+            n_prefetched: Batches that a PrefetchingIterator may queue; 0 without one.
+        """
+        store.__class__ = cls
+        assert isinstance(store, cls)
+        store.mixing = MixingBuffer(
+            buffer_size=store.n_batches_in_buffer * store.training_context_size,
+            batch_size=store.train_batch_size_tokens,
+            loader=store._iterate_filtered_activations(),
+            mix_fraction=store.activations_mixing_fraction,
+        )
+        # beside the queue, the prefetcher has one batch in hand
+        store._served = deque(maxlen=n_prefetched + 1)
+        store.n_sequences_drawn = 0
+        store.iterable_sequences = store._iterate_tokenized_sequences()
+        return store
+
+    @override
+    def _iterate_tokenized_sequences(self) -> Generator[torch.Tensor, None, None]:
+        # every draw passes here, those of the evaluations too; SAELens calls it for each pass
+        self.n_sequences_drawn = 0
+        for sequence in super()._iterate_tokenized_sequences():
+            self.n_sequences_drawn += 1
+            yield sequence
+
+    @override
+    def get_data_loader(self) -> Iterator[torch.Tensor]:
+        return self.mixing
+
+    @override
+    def __next__(self) -> torch.Tensor:
+        batch = super().__next__()
+        self._served.append(batch)
+        return batch
+
+    def note_taken(self, batch: torch.Tensor) -> None:
+        """Learn that training has taken this batch, the object that the store served."""
+        while self._served and self._served.popleft() is not batch:
+            pass
+
+    def resume_state(self) -> dict[str, Any]:
+        """
+        Where the stream stands, behind the last batch that training took.
+
+        Call it while no other thread draws from the store.
+
+        Returns:
+            Counts, and the activations that are loaded but not trained on yet: to_serve in order,
+            kept to be mixed, each (tokens, d_in) or None.
+        """
+        to_serve, kept = [*self._served], self.mixing.kept
+        if self.mixing.to_serve is not None:
+            to_serve.append(self.mixing.to_serve)
+        return {
+            "n_sequences_drawn": self.n_sequences_drawn,
+            "n_dataset_processed": self.n_dataset_processed,
+            "current_row_idx": getattr(self, "current_row_idx", 0),  # cached activations only
+            # copies: torch.save would write all of the storage that a slice belongs to
+            "to_serve": torch.cat(to_serve).cpu() if to_serve else None,
+            "kept": None if kept is None else kept.clone().cpu(),
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from what resume_state returned, in a store that has served nothing yet."""
+        self.current_row_idx = state["current_row_idx"]
+        n_sequences: int = state["n_sequences_drawn"]
+        for _ in tqdm(range(n_sequences), desc="Skipping what was drawn before", leave=False):
+            self._skip_sequence()
+        self.n_dataset_processed = state["n_dataset_processed"]
+        loaded = {
+            name: state[name].to(self.device)
+            for name in ("to_serve", "kept")
+            if state[name] is not None
+        }
+        self.mixing.to_serve, self.mixing.kept = loaded.get("to_serve"), loaded.get("kept")
+        logger.info(
+            f"Resuming the data: skipped the {n_sequences} token sequences that were "
+            "drawn before in this pass over the dataset, and restored the mixing buffer with its "
+            f"{sum(map(len, loaded.values()))} tokens that are not trained on yet."
+        )
+
+    def resume_stock(self, checkpoint_path: str | Path) -> None:
+        """Go on from a checkpoint of SAELens, which holds the number of finished rows only."""
+        super().load_from_checkpoint(checkpoint_path)
+        if self.cached_activation_dataset is not None:
+            logger.warning(
+                f"{checkpoint_path} is a checkpoint of SAELens, which does not save the position in "
+                "cached activations: training reads them from the start again."
+            )
+            return
+        if not self.is_dataset_tokenized:
+            # part of this row may have been trained on
+            n_finished = self.n_dataset_processed
+            while self.n_dataset_processed == n_finished:
+                self._skip_sequence()
+        logger.warning(
+            f"{checkpoint_path} is a checkpoint of SAELens, which does not save its mixing buffer: "
+            f"skipped what that held (at most {self.mixing.buffer_size} tokens and one load) and "
+            f"the {self.n_dataset_processed} rows of the dataset that were drawn before."
+        )
+
+    @override
+    def load_from_checkpoint(self, checkpoint_path: str | Path) -> None:
+        """Nothing: SAELens calls this when its prefetcher draws already. resume() came before."""
+
+    def _skip_sequence(self) -> None:
+        try:
+            next(self.iterable_sequences)
+        except StopIteration:  # the pass is over, or the dataset has become shorter
+            self.iterable_sequences = self._iterate_tokenized_sequences()

@@ -1,0 +1,240 @@
+"""Checkpoints on disk: whole or not there, checked before they are used, random generators included."""
+
+import json
+import os
+import random
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sae_lens import TrainingSAEConfig, logger
+from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATIONS_STORE_STATE_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    TRAINER_STATE_FILENAME,
+)
+
+# What SAELens's own checkpoints do not hold, beside their files; torch.load(weights_only=True).
+STATE_FILENAME = "matryoshka_state.pt"
+
+STOCK_FILENAMES = (
+    SAE_WEIGHTS_FILENAME,
+    SAE_CFG_FILENAME,
+    TRAINER_STATE_FILENAME,
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATIONS_STORE_STATE_FILENAME,
+)
+
+# Fields in which a checkpoint must agree, and those in which it always may differ.
+SHAPE_FIELDS = ("architecture", "d_in", "d_sae")
+FREE_FIELDS = ("device", "dtype", "metadata")
+
+# Modes whose statistics are folded into the weights at the end of training.
+FOLDED_NORMALIZATIONS = ("expected_average_only_in", "covariance_whitening")
+
+
+# ---- writing
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """
+    Write a folder that appears under its name only when it is complete.
+
+    Args:
+        target: The folder's final path. One that is there already is replaced as a whole, and kept
+            when writing fails.
+
+    Yields:
+        An empty folder to write into; renamed to target when the block ends without an error.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = _new_folder(target.parent, target.name)
+    try:
+        yield staging
+        _flush(staging)
+        _put_in_place(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def whole_files(folder: Path) -> Iterator[Path]:
+    """
+    Write files that replace those of a folder only when all of them are complete.
+
+    The folder itself is not renamed, since it may be a mount point and hold files of others.
+
+    Args:
+        folder: The folder that the files are for; created when missing.
+
+    Yields:
+        An empty folder to write the files into.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = _new_folder(folder, "saving")
+    try:
+        yield staging
+        _flush(staging)
+        for file in sorted(staging.iterdir()):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    # mkdtemp would close the folder to everyone else
+    folder = parent / f".{name}.{uuid.uuid4().hex[:8]}"
+    folder.mkdir()
+    return folder
+
+
+def _flush(folder: Path) -> None:
+    """Bring the files to the disk: a rename must not survive a power cut that their data does not."""
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+
+
+def _put_in_place(staging: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(staging, target)
+        return
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.replaced")
+    os.rename(target, aside)
+    try:
+        os.rename(staging, target)
+    except BaseException:
+        os.rename(aside, target)
+        raise
+    shutil.rmtree(aside)
+
+
+# ---- checks before training
+
+
+def check_writable(option: str, path: str | None) -> None:
+    """
+    Check that a folder can be written or created, and leave no trace.
+
+    Args:
+        option: The option's name, for the error.
+        path: The folder that the run will write to; None: nothing will be written.
+
+    Raises:
+        OSError: Nothing can be written there.
+    """
+    if path is None:
+        return
+    existing = Path(path).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror if existing.is_dir() else "it is no folder"
+        raise type(error)(
+            f"{option}={path!r} cannot be written: {existing}: {reason}. Nothing was trained. Set "
+            f"{option} to a folder that you may write to, or to None to save nothing there."
+        ) from error
+
+
+def check_checkpoint(path: str, sae_cfg: TrainingSAEConfig) -> None:
+    """
+    Check that training can resume from a checkpoint.
+
+    Args:
+        path: The checkpoint's folder, written by this package or by SAELens.
+        sae_cfg: The SAE that the run will train.
+
+    Raises:
+        FileNotFoundError: No such folder, or it is no whole checkpoint.
+        ValueError: It holds another SAE, or one whose training is over.
+    """
+    folder = Path(path)
+    missing = [name for name in STOCK_FILENAMES if not (folder / name).is_file()]
+    if missing:
+        what = f"lacks {', '.join(missing)}" if folder.is_dir() else "is no folder"
+        raise FileNotFoundError(
+            f"resume_from_checkpoint={path!r} {what}. {_checkpoints_below(folder)}"
+        )
+    saved = json.loads((folder / SAE_CFG_FILENAME).read_text())
+    wanted = sae_cfg.to_dict()
+    differing = [name for name in SHAPE_FIELDS if saved[name] != wanted[name]]
+    if differing:
+        raise ValueError(
+            f"resume_from_checkpoint={path!r} holds another SAE: {_describe(saved, differing)}; "
+            f"this run asks for {_describe(wanted, differing)}. Give the values it was trained "
+            "with, or start without resume_from_checkpoint."
+        )
+    _check_not_folded(path, saved, wanted)
+    _warn_of_changes(path, saved, wanted, sae_cfg)
+
+
+def _checkpoints_below(folder: Path) -> str:
+    names = [file.parent.name for file in folder.glob(f"[!.]*/{TRAINER_STATE_FILENAME}")]
+    if names:
+        return f"There are checkpoints below it: {', '.join(sorted(names))}. Give one of them."
+    return "Give the folder of one checkpoint, such as 'checkpoints/<id>/<number of tokens>'."
+
+
+def _check_not_folded(path: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    mode = wanted["normalize_activations"]
+    if mode in FOLDED_NORMALIZATIONS and saved["normalize_activations"] == "none":
+        raise ValueError(
+            f"resume_from_checkpoint={path!r} has normalize_activations='none': training was over "
+            f"when it was saved, and the statistics are folded into its weights. Resuming with "
+            f"{mode!r} would fold new ones into them again. Resume from an earlier checkpoint, or "
+            "set normalize_activations='none'."
+        )
+
+
+def _warn_of_changes(
+    path: str, saved: dict[str, Any], wanted: dict[str, Any], sae_cfg: TrainingSAEConfig
+) -> None:
+    names = [field.name for field in fields(sae_cfg) if field.name not in FREE_FIELDS]
+    changed = [name for name in names if name in saved and saved[name] != wanted[name]]
+    if changed:
+        logger.warning(
+            f"Resuming from {path} with another configuration of the SAE: "
+            f"{_describe(wanted, changed)} instead of {_describe(saved, changed)}."
+        )
+
+
+def _describe(cfg: dict[str, Any], names: list[str]) -> str:
+    return ", ".join(f"{name}={cfg[name]!r}" for name in names)
+
+
+# ---- random generators
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of torch's, numpy's and Python's global random generators, of safe types only."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore what rng_state returned; GPUs are left alone where their number has changed."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])

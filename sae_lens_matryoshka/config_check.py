@@ -1,0 +1,217 @@
+"""Turn settings into the config of a training run: every key known, every value of its type."""
+
+from dataclasses import MISSING, fields
+from difflib import get_close_matches
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from sae_lens.config import LoggingConfig
+from sae_lens.saes.sae import SAEMetadata, TrainingSAEConfig
+
+from sae_lens_matryoshka.config import ARCHITECTURE, MatryoshkaTrainingSAEConfig
+from sae_lens_matryoshka.config_file import SECTIONS, ConfigError, Setting
+from sae_lens_matryoshka.runner_config import LanguageModelSAERunnerConfig, training_config_class
+
+# SAELens has defaults for these, but nobody means to train on them.
+REQUIRED = ("model_name", "hook_name", "dataset_path")
+
+# Fields that the runner and the SAE share; alone, they are meant for both.
+SHARED = ("device", "dtype")
+
+TYPE_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    dict: "a mapping",
+    SAEMetadata: "a mapping",
+    NoneType: "null",
+}
+
+Schema = dict[str, Any]  # dotted key -> type
+
+
+def checked_config(
+    settings: list[Setting], name: str, is_saved: bool = False
+) -> LanguageModelSAERunnerConfig[Any]:
+    """The config that the settings describe.
+
+    Args:
+        settings: As `read_settings` gives them. The SAE's keys stand under "sae." or alone.
+        name: The config file, for error messages.
+        is_saved: Whether it is the runner_cfg.json of a run. Its checkpoint_path is used as it is;
+            otherwise SAELens appends an id of the run.
+
+    Returns:
+        A validated config.
+
+    Raises:
+        ConfigError: A key is unknown, given twice or missing, a value is of the wrong type, or
+            the config rejects the values.
+    """
+    sae_class = _sae_config_class(settings)
+    schema = _schema(sae_class)
+    resolved = _resolve(settings, schema)
+    _require(resolved, [*REQUIRED, *_without_default(sae_class)], name)
+    values = {key: _fitting(setting, schema[key]) for key, setting in resolved.items()}
+
+    sae = _section(values, "sae")
+    for key in SHARED:
+        if key in values:
+            sae.setdefault(key, values[key])
+    try:
+        config = LanguageModelSAERunnerConfig(
+            sae=sae_class.from_dict(sae),
+            logger=LoggingConfig(**_section(values, "logger")),
+            **{key: value for key, value in values.items() if "." not in key},
+        )
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    if is_saved:
+        config.checkpoint_path = values.get("checkpoint_path")
+    return config
+
+
+def known_names() -> list[str]:
+    """The fields of a run that trains a Matryoshka SAE, without the section that they belong to."""
+    return [key.rpartition(".")[2] for key in _schema(MatryoshkaTrainingSAEConfig)]
+
+
+def _sae_config_class(settings: list[Setting]) -> type[TrainingSAEConfig]:
+    given = [s for s in settings if s.key in ("architecture", "sae.architecture")]
+    if not given:
+        return training_config_class(ARCHITECTURE)
+    try:
+        return training_config_class(str(given[-1].value))
+    except ValueError as error:
+        raise ConfigError(f"{given[-1].source}: {error}") from error
+
+
+def _schema(sae_class: type[TrainingSAEConfig]) -> Schema:
+    hints = get_type_hints(LanguageModelSAERunnerConfig)
+    schema = {
+        field.name: hints[field.name]
+        for field in fields(LanguageModelSAERunnerConfig)
+        if field.init and field.name not in SECTIONS
+    }
+    schema["sae.architecture"] = str
+    for section, config_class in (("sae", sae_class), ("logger", LoggingConfig)):
+        hints = get_type_hints(config_class)
+        schema |= {f"{section}.{f.name}": hints[f.name] for f in fields(config_class) if f.init}
+    return schema
+
+
+def _resolve(settings: list[Setting], schema: Schema) -> dict[str, Setting]:
+    """One setting per key of the schema: overrides replace, a file may give each key once."""
+    resolved: dict[str, Setting] = {}
+    for setting in settings:
+        mapping, _, item = setting.key.rpartition(".")
+        if mapping in schema and _takes_mapping(schema[mapping]):
+            key, value = mapping, {item: setting.value}
+            if mapping in resolved and isinstance(resolved[mapping].value, dict):
+                value = resolved[mapping].value | value
+        else:
+            key, value = _full_key(setting, schema), setting.value
+            if key in resolved and not setting.is_override:
+                raise ConfigError(
+                    f"{setting.source}: {setting.key} was given before ({resolved[key].source}: "
+                    f"{resolved[key].key}). Keep one of the two."
+                )
+        resolved[key] = Setting(setting.key, value, setting.source, setting.is_override)
+    return resolved
+
+
+def _full_key(setting: Setting, schema: Schema) -> str:
+    for key in (setting.key, f"sae.{setting.key}"):
+        if key in schema:
+            return key
+    flat = [key.removeprefix("sae.") for key in schema if key.startswith("sae.")]
+    raise ConfigError(
+        f"{setting.source}: unknown key {setting.key!r}."
+        f"{_did_you_mean(setting.key, [*schema, *flat])} Keys are the arguments of "
+        "LanguageModelSAERunnerConfig, the SAE's alone or under sae:, LoggingConfig's under logger:."
+    )
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    nearest = get_close_matches(word, known, n=1)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def _without_default(sae_class: type[TrainingSAEConfig]) -> list[str]:
+    return [
+        f"sae.{field.name}"
+        for field in fields(sae_class)
+        if field.init and field.default is MISSING and field.default_factory is MISSING
+    ]
+
+
+def _require(resolved: dict[str, Setting], keys: list[str], name: str) -> None:
+    missing = [key.removeprefix("sae.") for key in keys if key not in resolved]
+    if missing:
+        raise ConfigError(
+            f"{name} lacks {', '.join(missing)}. Add the missing keys; the repository's "
+            "train_configs holds examples."
+        )
+
+
+def _section(values: dict[str, Any], section: str) -> dict[str, Any]:
+    prefix = f"{section}."
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+
+
+def _fitting(setting: Setting, hint: Any) -> Any:
+    try:
+        return _fit(setting.value, hint)
+    except TypeError:
+        raise ConfigError(
+            f"{setting.source}: {setting.key} is {setting.value!r}, but must be {_describe(hint)}."
+        ) from None
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """The value as the type wants it: lists become tuples, 5e8 a whole number.
+
+    Raises:
+        TypeError: The value is of another type.
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, UnionType):
+        return _fit_one_of(value, args)
+    if origin is Literal:
+        # only the type: SAELens accepts values that its annotations leave out, and checks them
+        return _fit_one_of(value, tuple({type(option) for option in args}))
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        return origin(_fit(item, args[0]) for item in value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    expected = {float: (int, float), SAEMetadata: dict}.get(hint, origin or hint)
+    if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
+        raise TypeError
+    return value
+
+
+def _fit_one_of(value: Any, hints: tuple[Any, ...]) -> Any:
+    for hint in hints:
+        try:
+            return _fit(value, hint)
+        except TypeError:
+            continue
+    raise TypeError
+
+
+def _takes_mapping(hint: Any) -> bool:
+    return any((get_origin(option) or option) is dict for option in (hint, *get_args(hint)))
+
+
+def _describe(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(_describe(option) for option in args)
+    if origin is Literal:
+        return " or ".join(repr(option) for option in args)
+    if origin in (list, tuple):
+        return f"a list (each {_describe(args[0])})"
+    return TYPE_NAMES.get(origin or hint, getattr(hint, "__name__", str(hint)))

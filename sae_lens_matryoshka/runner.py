@@ -1,0 +1,159 @@
+"""SAELens's training runner and its configuration, extended: flat SAE fields, exact resuming."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import LanguageModelSAERunnerConfig as StockRunnerConfig
+from sae_lens import (
+    LanguageModelSAETrainingRunner,
+    SAETrainer,
+    TrainingSAE,
+    TrainingSAEConfig,
+)
+from sae_lens.config import T_TRAINING_SAE_CONFIG, HfDataset
+from tqdm.auto import tqdm
+from transformer_lens.HookedTransformer import HookedRootModule
+from typing_extensions import override
+
+from sae_lens_matryoshka import checkpoint
+from sae_lens_matryoshka.activation_stream import ResumableStore
+from sae_lens_matryoshka.interruption import (
+    InterruptibleTrainer,
+    Interruption,
+    TrainingInterrupted,
+    use_fused_adam,
+)
+from sae_lens_matryoshka.runner_config import LanguageModelSAERunnerConfig
+from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
+
+__all__ = [
+    "LanguageModelSAERunnerConfig",
+    "MatryoshkaSAETrainingRunner",
+    "TrainingInterrupted",
+]
+
+
+class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
+    """
+    SAELens's runner for one SAE of any architecture, with a fused Adam and exact interruption.
+
+    SIGINT (Ctrl-C) or SIGTERM ends a run between two steps and saves everything first. Checkpoints
+    and results are whole or not there. A run resumed from a checkpoint ends with the same numbers as
+    one that was never interrupted. For that, checkpoints also hold the random generators, the
+    activations that are loaded but not trained on (SAELens's mixing buffer), and those that the
+    threshold is calibrated on (up to 32,768 tokens). SAELens can resume from the same checkpoints,
+    and its own can be resumed here.
+
+    Args:
+        cfg: The configuration, SAELens's or ours.
+        override_dataset: A dataset instead of cfg.dataset_path.
+        override_model: A model instead of cfg.model_name.
+        override_sae: An SAE to train instead of a new one.
+
+    Raises:
+        OSError: output_path or checkpoint_path cannot be written.
+        FileNotFoundError: resume_from_checkpoint is no whole checkpoint.
+        ValueError: resume_from_checkpoint holds another SAE.
+    """
+
+    def __init__(
+        self,
+        cfg: StockRunnerConfig[T_TRAINING_SAE_CONFIG],
+        override_dataset: HfDataset | None = None,
+        override_model: HookedRootModule | None = None,
+        override_sae: TrainingSAE[Any] | None = None,
+    ):
+        # before the model is loaded, which may take minutes
+        checkpoint.check_writable("output_path", cfg.output_path)
+        checkpoint.check_writable("checkpoint_path", cfg.checkpoint_path)
+        if cfg.resume_from_checkpoint is not None:
+            sae_cfg: TrainingSAEConfig = cfg.sae if override_sae is None else override_sae.cfg
+            checkpoint.check_checkpoint(cfg.resume_from_checkpoint, sae_cfg)
+        super().__init__(cfg, override_dataset, override_model, override_sae)
+        n_prefetched = int(self.cfg.prefetch_llm_batches)
+        self._store = ResumableStore.adopt(self.activations_store, n_prefetched)
+        self._interruption = Interruption()
+
+    @property
+    def output_path(self) -> Path | None:
+        """Where the trained SAE goes; None: nowhere."""
+        return None if self.cfg.output_path is None else Path(self.cfg.output_path)
+
+    @property
+    def checkpoint_path(self) -> Path | None:
+        """The folder that holds this run's checkpoints; None: they are off."""
+        return None if self.cfg.checkpoint_path is None else Path(self.cfg.checkpoint_path)
+
+    @override
+    def run(self) -> TrainingSAE[Any]:
+        """
+        Train, save, and say where the results are.
+
+        Returns:
+            The trained SAE.
+
+        Raises:
+            TrainingInterrupted: A signal came; says where everything is saved and how to go on.
+            ValueError: A batch or the loss was not finite; earlier files are left as they were.
+        """
+        with self._interruption:  # signals stay deferred until the result is saved
+            if self.cfg.resume_from_checkpoint is not None:
+                self._resume_data(Path(self.cfg.resume_from_checkpoint))
+            sae = super().run()
+            self._say_where_results_are()
+        return sae
+
+    def _resume_data(self, folder: Path) -> None:
+        """Restore what feeds the trainer, before SAELens starts a thread that draws from it."""
+        if not (folder / checkpoint.STATE_FILENAME).exists():
+            self._store.resume_stock(folder)
+            return
+        state = torch.load(
+            folder / checkpoint.STATE_FILENAME, map_location="cpu", weights_only=True
+        )
+        self._store.resume(state["store"])
+        if isinstance(self.sae, MatryoshkaTrainingSAE):
+            for batch in state["recent_activations"]:
+                self.sae.recent_activations.add(batch.to(self.sae.device))
+        checkpoint.set_rng_state(state["rng"])
+
+    @override
+    def run_trainer_with_interruption_handling(
+        self, trainer: SAETrainer[Any, Any]
+    ) -> TrainingSAE[Any]:
+        use_fused_adam(trainer.optimizer)
+        return InterruptibleTrainer.adopt(trainer, self._interruption, self._store).fit()
+
+    @override
+    def save_checkpoint(self, checkpoint_path: Path | None) -> None:
+        super().save_checkpoint(checkpoint_path)
+        if checkpoint_path is None:
+            return
+        recent: list[torch.Tensor] = []
+        if isinstance(self.sae, MatryoshkaTrainingSAE):
+            recent = [batch.cpu() for batch in self.sae.recent_activations.blocks(d_sae=1)]
+        state = {
+            "store": self._store.resume_state(),
+            "recent_activations": recent,
+            "rng": checkpoint.rng_state(),
+        }
+        torch.save(state, checkpoint_path / checkpoint.STATE_FILENAME)
+
+    @override
+    def save_final_sae(
+        self,
+        sae: TrainingSAE[Any],
+        output_path: str,
+        log_feature_sparsity: torch.Tensor | None = None,
+    ) -> None:
+        with checkpoint.whole_files(Path(output_path)) as staging:
+            super().save_final_sae(sae, str(staging), log_feature_sparsity)
+
+    def _say_where_results_are(self) -> None:
+        if self.output_path is None:
+            tqdm.write("Training is done. Nothing was saved, since output_path=None.")
+        else:
+            tqdm.write(f"Training is done. The SAE is in {self.output_path}.")
+        if self.checkpoint_path is not None and self.checkpoint_path.exists():
+            tqdm.write(f"Checkpoints are in {self.checkpoint_path}.")

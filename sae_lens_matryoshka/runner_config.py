@@ -1,0 +1,176 @@
+"""SAELens's runner configuration with the SAE's fields given flat."""
+
+import copy
+import difflib
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, Generic, Literal, overload
+
+import sae_lens
+from sae_lens import TrainingSAEConfig
+from sae_lens.config import T_TRAINING_SAE_CONFIG
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from typing_extensions import override
+
+from sae_lens_matryoshka.config import ARCHITECTURE, MatryoshkaTrainingSAEConfig
+
+
+class LanguageModelSAERunnerConfig(
+    sae_lens.LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG],
+    Generic[T_TRAINING_SAE_CONFIG],
+):
+    """
+    SAELens's configuration of a training run, with the SAE's fields given flat.
+
+        LanguageModelSAERunnerConfig(d_in=768, d_sae=16_384, k=40, model_name="gpt2", ...)
+
+    It adds no fields, so that SAELens's runner takes it and SAELens reads the runner_cfg.json that a
+    run writes. What is passed in is copied, never changed.
+
+    Args:
+        sae (TrainingSAEConfig | None): The SAE's configuration, as SAELens takes it. None: built from
+            the SAE's fields among the keywords, of which d_in and d_sae are required.
+        architecture (str | None): What to train: any architecture registered with SAELens. None:
+            that of sae, or "matryoshka".
+        **kwargs: Every field of SAELens's LanguageModelSAERunnerConfig and, without sae, of the
+            architecture's configuration. device and dtype, which both have, then go to both.
+
+    Raises:
+        TypeError: A keyword is unknown, or sae is no training configuration.
+        ValueError: The architecture is unknown or not that of sae, d_in or d_sae is missing, or a
+            field of the SAE is given beside sae.
+    """
+
+    @overload
+    def __init__(
+        self, sae: T_TRAINING_SAE_CONFIG, *, architecture: str | None = None, **kwargs: Any
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: "LanguageModelSAERunnerConfig[MatryoshkaTrainingSAEConfig]",
+        sae: None = None,
+        *,
+        architecture: Literal["matryoshka"] | None = None,
+        **kwargs: Any,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: "LanguageModelSAERunnerConfig[TrainingSAEConfig]",
+        sae: None = None,
+        *,
+        architecture: str,
+        **kwargs: Any,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        sae: TrainingSAEConfig | None = None,
+        *,
+        architecture: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        options = copy.deepcopy(kwargs)
+        if sae is None:
+            sae = _sae_config(architecture or ARCHITECTURE, options)
+        else:
+            _check_given(sae, architecture, options)
+        run_options = {name: options[name] for name in _RUN_FIELDS & options.keys()}
+        super().__init__(sae=sae, **run_options)  # pyright: ignore[reportArgumentType]
+
+    @override
+    @classmethod
+    def from_dict(cls, cfg_dict: dict[str, Any]) -> "LanguageModelSAERunnerConfig[Any]":
+        """
+        The configuration that to_dict wrote, of this class or of SAELens's.
+
+        Args:
+            cfg_dict (dict[str, Any]): The dictionary, which may have been through JSON.
+        """
+        cfg_dict = copy.deepcopy(cfg_dict)
+        if "architecture" in cfg_dict.get("sae", {}):
+            training_config_class(cfg_dict["sae"]["architecture"])
+        if "seqpos_slice" in cfg_dict:  # JSON has no tuples
+            cfg_dict["seqpos_slice"] = tuple(cfg_dict["seqpos_slice"])
+        cfg = super().from_dict(cfg_dict)
+        assert isinstance(cfg, LanguageModelSAERunnerConfig)
+        return cfg
+
+
+def training_config_class(architecture: str) -> type[TrainingSAEConfig]:
+    """
+    The configuration class of an architecture that is registered for training.
+
+    Raises:
+        ValueError: It is not registered; lists those that are.
+    """
+    if architecture not in SAE_TRAINING_CLASS_REGISTRY:
+        raise ValueError(
+            f"architecture={architecture!r} is not registered with SAELens. Known ones: "
+            f"{', '.join(sorted(SAE_TRAINING_CLASS_REGISTRY))}. Import the package that registers "
+            "it, or choose one of these."
+        )
+    return SAE_TRAINING_CLASS_REGISTRY[architecture][1]
+
+
+def _names(config_class: type[Any]) -> frozenset[str]:
+    return frozenset(field.name for field in fields(config_class) if field.init)
+
+
+_RUN_FIELDS = _names(sae_lens.LanguageModelSAERunnerConfig) - {"sae"}
+
+
+def _sae_config(architecture: str, options: dict[str, Any]) -> TrainingSAEConfig:
+    config_class = training_config_class(architecture)
+    sae_fields = _names(config_class)
+    _check_known(options, sae_fields, architecture)
+    missing = [name for name in ("d_in", "d_sae") if name not in options]
+    if missing:
+        raise ValueError(
+            f"{' and '.join(missing)} must be given: d_in is the dimension of the activations, "
+            "d_sae the number of latents. Or give the SAE's configuration as sae=."
+        )
+    return config_class(**{name: options[name] for name in sae_fields & options.keys()})
+
+
+def _check_given(sae: Any, architecture: str | None, options: dict[str, Any]) -> None:
+    if not isinstance(sae, TrainingSAEConfig):
+        raise TypeError(
+            f"sae={sae!r} must be a training configuration of SAELens, such as "
+            "MatryoshkaTrainingSAEConfig(d_in=..., d_sae=...). Or leave it out and give its fields "
+            "flat."
+        )
+    if architecture is not None and architecture != sae.architecture():
+        raise ValueError(
+            f"architecture={architecture!r} is not that of sae, a {type(sae).__name__} of "
+            f"architecture {sae.architecture()!r}. Leave architecture out, or give another sae."
+        )
+    sae_fields = _names(type(sae))
+    _check_known(options, sae_fields, sae.architecture())
+    twice = sorted((sae_fields - _RUN_FIELDS) & options.keys())
+    if twice:
+        raise ValueError(
+            f"{', '.join(twice)} given beside sae=. Set {'it' if len(twice) == 1 else 'them'} in "
+            "that configuration, or leave sae= out and give all of the SAE's fields flat."
+        )
+
+
+def _check_known(options: Iterable[str], sae_fields: frozenset[str], architecture: str) -> None:
+    known = _RUN_FIELDS | sae_fields | {"sae", "architecture"}
+    for name in options:
+        if name in known:
+            continue
+        owners = [
+            other
+            for other, (_, config_class) in sorted(SAE_TRAINING_CLASS_REGISTRY.items())
+            if name in _names(config_class)
+        ]
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        if owners:
+            hint = f"It belongs to architecture {', '.join(owners)}."
+        else:
+            hint = f"The nearest known one is {nearest[0]!r}."
+        raise TypeError(
+            f"{name!r} is no option of a run with architecture {architecture!r}. {hint}"
+        )

@@ -1,0 +1,402 @@
+import json
+import logging
+import os
+import random
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from runner_helpers import (
+    CONTEXT,
+    TinyModel,
+    call_at_step,
+    interrupted,
+    make_runner,
+    options,
+    save_cached_activations,
+    text_dataset,
+    tidy_process,  # noqa: F401  (a fixture of every test here)
+    token_dataset,
+)
+from sae_lens import SAE, LanguageModelSAETrainingRunner
+
+from sae_lens_matryoshka import LanguageModelSAERunnerConfig, MatryoshkaSAETrainingRunner
+from sae_lens_matryoshka.checkpoint import (
+    check_writable,
+    rng_state,
+    set_rng_state,
+    whole_files,
+    whole_folder,
+)
+
+
+def stopped(runner: MatryoshkaSAETrainingRunner, step: int) -> Path:
+    return Path(interrupted(runner, step))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def trainer_state(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "trainer_state.pt")
+
+
+# ---- folders and files that are whole or not there
+
+
+def test_whole_folder_appears_at_once(tmp_path: Path):
+    with whole_folder(tmp_path / "a" / "b") as staging:
+        (staging / "x").write_text("1")
+        assert not (tmp_path / "a" / "b").exists()
+    assert contents(tmp_path) == {"a/b/x": b"1"}
+    assert os.listdir(tmp_path / "a") == ["b"]
+    (tmp_path / "plain").mkdir()
+    mode = stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode)
+    assert mode == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_whole_folder_replaces_another_only_when_it_is_complete(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").write_text("old")
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "a") as staging:
+        (staging / "new").write_text("half")
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == {"a/old": b"old"}
+    with whole_folder(tmp_path / "a") as staging:
+        (staging / "new").write_text("new")
+    assert contents(tmp_path) == {"a/new": b"new"}
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_whole_files_replace_only_their_own_kind_and_together(tmp_path: Path):
+    for name in ("weights", "notes"):
+        (tmp_path / name).write_text("old")
+    with pytest.raises(OSError), whole_files(tmp_path) as staging:
+        (staging / "weights").write_text("half")
+        raise OSError("disk full")
+    assert contents(tmp_path) == {"notes": b"old", "weights": b"old"}
+    with whole_files(tmp_path) as staging:
+        (staging / "weights").write_text("new")
+        (staging / "cfg").write_text("new")
+    assert contents(tmp_path) == {"cfg": b"new", "notes": b"old", "weights": b"new"}
+    assert sorted(os.listdir(tmp_path)) == ["cfg", "notes", "weights"]
+
+
+@pytest.mark.parametrize("option", ["output_path", "checkpoint_path"])
+def test_unwritable_path_is_found_before_the_model_is_loaded(tmp_path: Path, option: str):
+    (tmp_path / "file").write_text("in the way")
+    cfg = LanguageModelSAERunnerConfig(
+        **options(tmp_path, model_name="no/such-model") | {option: str(tmp_path / "file" / "x")}
+    )
+    with pytest.raises(OSError, match=f"{option}='.*file/x.*' cannot be written: .*no folder"):
+        MatryoshkaSAETrainingRunner(cfg)
+
+
+def test_check_writable_leaves_no_trace(tmp_path: Path):
+    check_writable("output_path", str(tmp_path / "a" / "b"))
+    check_writable("output_path", None)
+    assert os.listdir(tmp_path) == []
+
+
+# ---- what a checkpoint holds
+
+
+def test_checkpoint_is_complete_and_safe_to_load(tmp_path: Path):
+    folder = stopped(make_runner(tmp_path, n_checkpoints=1), step=20)
+    for each in (folder, folder.with_name("416")):
+        assert sorted(os.listdir(each)) == [
+            "activation_scaler.json",
+            "activations_store_state.safetensors",
+            "cfg.json",
+            "matryoshka_state.pt",
+            "runner_cfg.json",
+            "sae_weights.safetensors",
+            "sparsity.safetensors",
+            "trainer_state.pt",
+        ]
+        torch.load(each / "matryoshka_state.pt", weights_only=True)
+    assert sorted(os.listdir(folder.parent)) == ["416", "640"]  # nothing half-written beside them
+    assert trainer_state(folder)["n_training_steps"] == 20
+    cfg = json.loads((folder / "runner_cfg.json").read_text())
+    resumable = LanguageModelSAERunnerConfig.from_dict(cfg)
+    assert resumable.checkpoint_path == str(folder.parent)
+
+
+def test_checkpoint_holds_no_more_activations_than_are_left(tmp_path: Path):
+    # slices saved with the storage behind them would be larger
+    runner = make_runner(tmp_path, n_batches_in_buffer=400)
+    folder = stopped(runner, step=10)
+    state = torch.load(folder / "matryoshka_state.pt", weights_only=True)
+    n_loaded = len(runner.model.seen) * CONTEXT
+    n_left = len(state["store"]["to_serve"]) + len(state["store"]["kept"])
+    assert n_left == n_loaded - 10 * 32
+    n_kept_for_threshold = sum(map(len, state["recent_activations"]))
+    assert n_kept_for_threshold == 10 * 32
+    n_bytes = (n_left + n_kept_for_threshold) * 16 * 4
+    assert n_bytes < (folder / "matryoshka_state.pt").stat().st_size < n_bytes + 40_000
+
+
+def test_rng_state_is_restored_in_the_middle_of_a_pair():
+    def draw() -> list[float]:
+        return [torch.rand(1).item(), np.random.randn(), np.random.rand(), random.gauss(0, 1)]
+
+    draw()  # numpy and Python now hold the second half of a pair of normal numbers
+    state = rng_state()
+    expected = [draw() for _ in range(3)]
+    draw()
+    set_rng_state(state)
+    assert [draw() for _ in range(3)] == expected
+
+
+# ---- SAELens's checkpoints and ours
+
+
+def stock_runner(
+    folder: Path, dataset: Any = None, **changes: Any
+) -> tuple[LanguageModelSAETrainingRunner, list[int]]:
+    """SAELens's runner, and how many sequences its model had seen at each of its checkpoints."""
+
+    class Recording(LanguageModelSAETrainingRunner):
+        def save_checkpoint(self, checkpoint_path: Path | None) -> None:
+            n_seen.append(len(self.model.seen))  # type: ignore
+            super().save_checkpoint(checkpoint_path)
+
+    n_seen: list[int] = []
+    torch.manual_seed(0)
+    cfg = LanguageModelSAERunnerConfig(**options(folder, **changes))
+    dataset = token_dataset() if dataset is None else dataset
+    return Recording(cfg, override_model=TinyModel(), override_dataset=dataset), n_seen
+
+
+def test_stock_resumes_from_ours(tmp_path: Path):
+    folder = stopped(make_runner(tmp_path), step=10)
+    runner, _ = stock_runner(
+        tmp_path, resume_from_checkpoint=str(folder), save_final_checkpoint=True
+    )
+    runner.run()
+    final = Path(runner.cfg.checkpoint_path or "") / "final_768"
+    assert trainer_state(final)["n_training_steps"] == 24
+    assert trainer_state(final)["lr_scheduler"]["last_epoch"] == 24
+    SAE.load_from_disk(tmp_path / "output")
+
+
+@pytest.mark.parametrize("source", ["tokens", "text"])
+def test_ours_resumes_from_stock(tmp_path: Path, source: str, caplog: pytest.LogCaptureFixture):
+    dataset = token_dataset() if source == "tokens" else text_dataset()
+    stock, n_seen = stock_runner(tmp_path, dataset, n_checkpoints=5)  # thresholds 128, 256, ...
+    stock.run()
+    folder = Path(stock.cfg.checkpoint_path or "") / "416"
+    assert trainer_state(folder)["n_training_steps"] == 12  # 13 steps are done: SAELens's defect
+    caplog.clear()
+    ours = make_runner(
+        tmp_path,
+        dataset,
+        n_checkpoints=5,
+        resume_from_checkpoint=str(folder),
+        save_final_checkpoint=True,
+    )
+    ours.run()
+    made = ours.checkpoint_path
+    assert made is not None
+    assert sorted(os.listdir(made)) == ["544", "672", "final_768"]  # 128, 256, 384 are passed
+    assert trainer_state(made / "544")["n_training_steps"] == 17
+    assert trainer_state(made / "final_768")["n_training_steps"] == 24
+    whole_stream = stock.model.seen
+    trained, resumed_at = n_seen[2], whole_stream.index(ours.model.seen[0])
+    assert not set(whole_stream[:trained]) & set(ours.model.seen)
+    # one row of the text has 15 to 16 sequences; what the buffer held was drawn before
+    assert resumed_at - trained <= (0 if source == "tokens" else 16)
+    assert any("does not save its mixing buffer: skipped" in text for text in caplog.messages)
+
+
+def test_resuming_says_what_was_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    first = make_runner(tmp_path)
+    folder = stopped(first, step=10)
+    n_left = len(first.model.seen) * CONTEXT - 10 * 32
+    with caplog.at_level(logging.INFO, "sae_lens"):
+        make_runner(tmp_path, resume_from_checkpoint=str(folder)).run()
+    (message,) = [text for text in caplog.messages if "Resuming the data" in text]
+    assert f"skipped the {len(first.model.seen)} token sequences" in message
+    assert f"{n_left} tokens that are not trained on yet" in message
+
+
+def test_stock_checkpoint_of_cached_activations_warns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    cached = {
+        "use_cached_activations": True,
+        "cached_activations_path": save_cached_activations(tmp_path),
+    }
+    stock, _ = stock_runner(tmp_path, n_checkpoints=1, **cached)
+    stock.run()
+    folder = Path(stock.cfg.checkpoint_path or "") / "416"
+    make_runner(tmp_path, resume_from_checkpoint=str(folder), **cached).run()
+    assert any("from the start again" in text for text in caplog.messages)
+
+
+# ---- checkpoints that cannot be resumed from
+
+
+def refuses(folder: Path, error: type[Exception], says: str, **changes: Any) -> None:
+    """A run that would fail to load its model is refused before that, for its checkpoint."""
+    cfg = LanguageModelSAERunnerConfig(**options(folder, model_name="no/such-model", **changes))
+    before = contents(folder)
+    with pytest.raises(error, match=says):
+        MatryoshkaSAETrainingRunner(cfg)
+    assert contents(folder) == before
+
+
+def test_bad_checkpoints_are_refused_before_training(tmp_path: Path):
+    folder = stopped(make_runner(tmp_path), step=2)
+    path = str(folder)
+    refuses(tmp_path, FileNotFoundError, "is no folder", resume_from_checkpoint=path + "0")
+    refuses(
+        tmp_path,
+        FileNotFoundError,
+        "checkpoints below it: 64. Give one of them",
+        resume_from_checkpoint=str(folder.parent),
+    )
+    refuses(
+        tmp_path,
+        ValueError,
+        "holds another SAE: d_sae=32; this run asks for d_sae=40",
+        resume_from_checkpoint=path,
+        d_sae=40,
+    )
+    refuses(
+        tmp_path,
+        ValueError,
+        "architecture='matryoshka', d_in=16; this run asks for architecture='matryoshka_batchtopk', d_in=8",
+        resume_from_checkpoint=path,
+        d_in=8,
+        architecture="matryoshka_batchtopk",
+    )
+    (folder / "trainer_state.pt").unlink()
+    refuses(tmp_path, FileNotFoundError, "lacks trainer_state.pt", resume_from_checkpoint=path)
+
+
+def test_another_configuration_of_the_same_shape_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = stopped(make_runner(tmp_path), step=2)
+    make_runner(tmp_path, k=4, resume_from_checkpoint=str(folder))
+    assert any("k=4 instead of k=3" in text for text in caplog.messages)
+
+
+@pytest.mark.parametrize("mode", ["expected_average_only_in", "covariance_whitening"])
+def test_final_checkpoint_with_folded_statistics_is_refused(tmp_path: Path, mode: str):
+    runner = make_runner(tmp_path, normalize_activations=mode, save_final_checkpoint=True)
+    runner.run()
+    refuses(
+        tmp_path,
+        ValueError,
+        "the statistics are folded into its weights",
+        resume_from_checkpoint=str(runner.checkpoint_path / "final_768"),  # type: ignore
+        normalize_activations=mode,
+    )
+
+
+def test_final_checkpoint_is_continued_with_more_tokens(tmp_path: Path):
+    runner = make_runner(tmp_path, save_final_checkpoint=True)
+    runner.run()
+    folder = str(runner.checkpoint_path / "final_768")  # type: ignore
+    more = make_runner(
+        tmp_path,
+        resume_from_checkpoint=folder,
+        training_tokens=30 * 32,
+        save_final_checkpoint=True,
+    )
+    more.run()
+    state = trainer_state(more.checkpoint_path / "final_960")  # type: ignore
+    assert state["n_training_steps"] == 30
+    assert not set(runner.model.seen) & set(more.model.seen)
+
+
+# ---- nothing is saved over by what fails
+
+
+def test_nan_activations_leave_earlier_files_as_they_were(tmp_path: Path):
+    make_runner(tmp_path).run()
+    cached = save_cached_activations(tmp_path, nan_row=60)
+    before = contents(tmp_path)
+    runner = make_runner(
+        tmp_path, use_cached_activations=True, cached_activations_path=cached, n_checkpoints=5
+    )
+    with pytest.raises(ValueError, match=r"Training step \d+: \d+ of 32 activations are NaN"):
+        runner.run()
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before} == before
+    new = [name for name in after if name not in before]
+    assert new
+    assert all(name.startswith("checkpoints/") for name in new)
+
+
+def test_failure_while_saving_the_result_leaves_the_old_one(tmp_path: Path):
+    class DiskFull(MatryoshkaSAETrainingRunner):
+        def save_final_sae(self, *args: Any, **kwargs: Any) -> None:
+            save = self.sae.save_inference_model
+
+            def save_half(path: str) -> Any:
+                save(path)
+                (Path(path) / "cfg.json").write_text("{")
+                raise OSError("disk full")
+
+            self.sae.save_inference_model = save_half  # type: ignore
+            super().save_final_sae(*args, **kwargs)
+
+    make_runner(tmp_path).run()
+    before = contents(tmp_path / "output")
+    with pytest.raises(OSError, match="disk full"):
+        make_runner(tmp_path, runner_class=DiskFull, k=5).run()
+    assert contents(tmp_path / "output") == before
+    make_runner(tmp_path, k=5).run()
+    assert contents(tmp_path / "output") != before
+
+
+def test_failure_while_saving_a_checkpoint_leaves_the_old_ones(tmp_path: Path):
+    class DiskFull(MatryoshkaSAETrainingRunner):
+        def save_checkpoint(self, checkpoint_path: Path | None) -> None:
+            if self.sae.cfg.k == 5:
+                raise OSError("disk full")
+            super().save_checkpoint(checkpoint_path)
+
+    changes: dict[str, Any] = {"runner_class": DiskFull, "n_checkpoints": 1}
+    first = make_runner(tmp_path, **changes)
+    first.run()
+    folder = first.checkpoint_path
+    assert folder is not None
+    before = contents(folder)
+    second = make_runner(tmp_path, **changes, k=5)
+    second.cfg.checkpoint_path = str(folder)  # as with a wandb_id: the same folder, the same names
+    with pytest.raises(OSError, match="disk full"):
+        second.run()
+    assert contents(folder) == before
+    assert os.listdir(folder) == ["416"]
+    third = make_runner(tmp_path, n_checkpoints=1, k=5)
+    third.cfg.checkpoint_path = str(folder)
+    third.run()
+    assert json.loads((folder / "416" / "cfg.json").read_text())["k"] == 5
+    assert os.listdir(folder) == ["416"]
+
+
+def test_interruption_before_any_new_step_keeps_the_checkpoint(tmp_path: Path):
+    folder = stopped(make_runner(tmp_path), step=3)
+    before = contents(folder)
+    runner = make_runner(tmp_path, resume_from_checkpoint=str(folder))
+    runner.cfg.checkpoint_path = str(folder.parent)
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    call_at_step(runner, 1, fail)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run()
+    assert contents(folder) == before
