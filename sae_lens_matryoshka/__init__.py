@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sae_lens_matryoshka.runner import (
         LanguageModelSAERunnerConfig,
         MatryoshkaSAETrainingRunner,
+        TrainingInterrupted,
     )
     from sae_lens_matryoshka.sae import MatryoshkaSAE
     from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
@@ -26,6 +27,7 @@ __all__ = [
     "MatryoshkaSAETrainingRunner",
     "MatryoshkaTrainingSAE",
     "MatryoshkaTrainingSAEConfig",
+    "TrainingInterrupted",
     "calibrate_threshold",
     "register",
 ]
@@ -36,6 +38,7 @@ _HOME_OF = {
     "MatryoshkaSAETrainingRunner": "runner",
     "MatryoshkaTrainingSAE": "training_sae",
     "MatryoshkaTrainingSAEConfig": "config",
+    "TrainingInterrupted": "runner",
     "calibrate_threshold": "calibration",
 }
 

@@ -98,8 +98,8 @@ class ResumableStore(ActivationsStore):
             loader=store._iterate_filtered_activations(),
             mix_fraction=store.activations_mixing_fraction,
         )
-        # beside the queue, the prefetcher has one batch in hand
-        store._served = deque(maxlen=n_prefetched + 1)
+        # a full queue, one batch in the prefetcher's hand, and one taken but not noted yet
+        store._served = deque(maxlen=n_prefetched + 2)
         store.n_sequences_drawn = 0
         store.iterable_sequences = store._iterate_tokenized_sequences()
         return store

@@ -144,6 +144,17 @@ def test_checkpoint_holds_no_more_activations_than_are_left(tmp_path: Path):
     assert n_bytes < (folder / "matryoshka_state.pt").stat().st_size < n_bytes + 40_000
 
 
+def test_batches_that_a_prefetcher_holds_are_saved(tmp_path: Path):
+    store = make_runner(tmp_path, prefetch_llm_batches=3)._store
+    # training has the first, the queue three, the prefetcher's hand one
+    served = [next(store) for _ in range(5)]
+    store.note_taken(served[0])
+    state = store.resume_state()
+    assert torch.equal(state["to_serve"][: 4 * 32], torch.cat(served[1:]))
+    store.note_taken(served[1])
+    assert torch.equal(store.resume_state()["to_serve"], state["to_serve"][32:])
+
+
 def test_rng_state_is_restored_in_the_middle_of_a_pair():
     def draw() -> list[float]:
         return [torch.rand(1).item(), np.random.randn(), np.random.rand(), random.gauss(0, 1)]

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import wandb
-from sae_lens import SAE, TrainingSAE
+from runner_helpers import CONTEXT, HOOK, TinyModel, options, token_dataset
+from sae_lens import (
+    SAE,
+    LanguageModelSAETrainingRunner,
+    MultiSAETrainingRunner,
+    MultiSAETrainingRunnerConfig,
+    TrainingSAE,
+)
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.synthetic import (
     SyntheticModelConfig,
@@ -21,6 +28,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from wandb_file import logged_history
 
 from sae_lens_matryoshka import (
+    LanguageModelSAERunnerConfig,
     MatryoshkaSAE,
     MatryoshkaTrainingSAE,
     MatryoshkaTrainingSAEConfig,
@@ -207,6 +215,47 @@ def test_several_k_in_one_pass(tmp_path):
     for k in ks:
         stock = saved(saes[f"k{k}"], tmp_path / str(k))
         assert heldout_l0(stock) == pytest.approx(k, rel=0.02)
+
+
+def test_multi_sae_runner(tmp_path):
+    cfg = MultiSAETrainingRunnerConfig(
+        saes={
+            f"k{k}": MatryoshkaTrainingSAEConfig(d_in=D_IN, d_sae=32, k=k, matryoshka_widths=[8])
+            for k in (1, 3)
+        },
+        hook_names=HOOK,
+        model_name="tiny",
+        context_size=CONTEXT,
+        training_tokens=640,
+        train_batch_size_tokens=32,
+        n_batches_in_buffer=16,
+        store_batch_size_prompts=5,
+        prepend_bos=False,
+        logger=LoggingConfig(log_to_wandb=False),
+        checkpoint_path=None,
+        output_path=str(tmp_path),
+    )
+    MultiSAETrainingRunner(cfg, override_model=TinyModel(), override_dataset=token_dataset()).run()
+    for k in (1, 3):
+        opened = MatryoshkaSAE.load_from_disk(tmp_path / f"k{k}")
+        assert opened.widths == (8, 32)
+        assert opened.sae.cfg.metadata.training_architecture_details["k"] == k
+
+
+def test_stock_runner_on_attention_heads(tmp_path):
+    """hook_z: the store flattens the heads, the saved SAE takes them as they come."""
+    hook = "blocks.0.attn.hook_z"
+    cfg = LanguageModelSAERunnerConfig(
+        **options(tmp_path, hook_name=hook, reshape_activations="hook_z", checkpoint_path=None)
+    )
+    model = TinyModel()
+    LanguageModelSAETrainingRunner(
+        cfg, override_model=model, override_dataset=token_dataset()
+    ).run()
+    level = MatryoshkaSAE.load_from_disk(tmp_path / "output").level(0)
+    _, cache = model.run_with_cache(torch.tensor([[1, 2, 3]]))
+    assert cache[hook].shape == (1, 3, 2, 8)  # heads of their own dimension
+    assert level(cache[hook]).shape == (1, 3, 2, 8)
 
 
 def test_synthetic_runner(tmp_path):
