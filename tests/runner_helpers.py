@@ -1,6 +1,7 @@
 """A run small enough for a test: a random one-layer model, data whose every sequence is unique."""
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,10 @@ def tidy_process() -> Iterator[None]:
     torch.set_num_threads(n_threads)
     for signum, handler in handlers.items():
         signal.signal(signum, handler)
+
+
+# torch.compile builds its CPU kernels with it
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
 class TinyModel(HookedTransformer):

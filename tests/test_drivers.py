@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 import wandb
-from runner_helpers import CONTEXT, HOOK, TinyModel, options, token_dataset
+from runner_helpers import (
+    CONTEXT,
+    HOOK,
+    TinyModel,
+    needs_compiler,
+    options,
+    tidy_process,  # noqa: F401  (a fixture of every test here)
+    token_dataset,
+)
 from sae_lens import (
     SAE,
     LanguageModelSAETrainingRunner,
@@ -191,6 +199,7 @@ class TestTraining:
             other.load_weights_from_checkpoint(tmp_path)
 
     @pytest.mark.slow
+    @needs_compiler
     def test_compiled(self):
         options = {"k": 4, "matryoshka_widths": [6, 18]}
         plain, compiled = new_sae(**options), new_sae(**options)

@@ -25,6 +25,7 @@ from runner_helpers import (
     interrupted,
     long_run,
     make_runner,
+    needs_compiler,
     options,
     results,
     save_cached_activations,
@@ -270,6 +271,7 @@ def test_other_saes_and_precisions_train_and_resume(tmp_path: Path, changes: dic
 
 
 @pytest.mark.slow
+@needs_compiler
 def test_compiled_sae_is_interrupted_and_resumed(tmp_path: Path):
     compiled = {"compile_sae": True, "training_tokens": 12 * 32}
     make_runner(tmp_path / "whole", **compiled).run()
