@@ -26,8 +26,8 @@ def calibrate_threshold(
 
     Args:
         sae: A JumpReLU SAE, or with as_jumprelu a TopK SAE; plain or as MatryoshkaSAE.
-        activations: Activations of the model, (tokens, d_in). Held-out ones: the more tokens, the
-            better the threshold carries over.
+        activations: Activations of the model, (..., d_in), or (..., n_heads, d_head) for hook_z.
+            Held-out ones: the more tokens, the better the threshold carries over.
         target_l0: Active latents per token wanted, on average; times the number of tokens it is
             rounded to a whole count.
         as_jumprelu: Turn a TopK SAE into a JumpReLU SAE, whose levels stand alone.
@@ -36,7 +36,8 @@ def calibrate_threshold(
         The same kind of object; the input is left as it was.
 
     Raises:
-        ValueError: The SAE has no threshold to calibrate, or no threshold reaches the target.
+        ValueError: The SAE has no threshold to calibrate, the activations are none or not finite, or
+            no threshold reaches the target.
     """
     if isinstance(sae, MatryoshkaSAE):
         inner = calibrate_threshold(sae.sae, activations, target_l0, as_jumprelu)
@@ -58,16 +59,30 @@ def calibrate_threshold(
             f"{type(sae).__name__} has no threshold to calibrate; a JumpReLU SAE has, and a topk "
             "SAE with as_jumprelu=True gets one."
         )
+    rows = _one_row_per_token(copied, activations)
     hidden_pre = (
-        copied.process_sae_in(block) @ copied.W_enc + copied.b_enc
-        for block in row_blocks(activations, copied.cfg.d_sae)
+        copied.process_sae_in(block.to(copied.device)) @ copied.W_enc + copied.b_enc
+        for block in row_blocks(rows, copied.cfg.d_sae)
     )
     copied.threshold.data = thresholds_for_l0(
-        hidden_pre, len(activations), copied.threshold.data, target_l0
+        hidden_pre, len(rows), copied.threshold.data, target_l0
     )
+    copied.cfg.metadata.l0 = target_l0
+    copied.cfg.metadata.num_dead_features = None  # counted with the old thresholds
     if isinstance(sae, TopKSAE) and not sae.cfg.rescale_acts_by_decoder_norm:
         copied.fold_W_dec_norm()  # only now: its top-k ranks latents without their norms
     return copied
+
+
+def _one_row_per_token(sae: SAE[Any], activations: torch.Tensor) -> torch.Tensor:
+    last = -2 if sae.hook_z_reshaping_mode else -1  # first of the dimensions that make up d_in
+    rows = activations.reshape(-1, *activations.shape[last:])
+    if len(rows) == 0 or not rows.isfinite().all():
+        raise ValueError(
+            f"activations of shape {tuple(activations.shape)} must hold at least one token and only "
+            "finite numbers."
+        )
+    return rows
 
 
 def _as_jumprelu(sae: TopKSAE) -> JumpReLUSAE:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from sae_lens.saes.jumprelu_sae import JumpReLUSAEConfig
@@ -33,6 +34,8 @@ ACTIVATION_OPTIONS: dict[str, tuple[tuple[Activation, ...], Any]] = {
     "target_l0": (("relu", "jumprelu"), None),
 }
 
+WHOLE_NUMBERS = ("d_in", "d_sae", "n_prefixes", "k_aux", "l1_warm_up_steps", "l0_warm_up_steps")
+
 INFERENCE_CONFIGS: dict[Activation, type[SAEConfig]] = {
     "batchtopk": JumpReLUSAEConfig,
     "jumprelu": JumpReLUSAEConfig,
@@ -49,7 +52,7 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
     Given the same widths, the defaults train exactly what SAELens's ``matryoshka_batchtopk`` trains.
     An option counts as given when it differs from its default; one that has no effect beside the
     others is an error. Options that belong to one activation default to None and are filled in
-    where they apply.
+    where they apply, the widths as well: a config made with dataclasses.replace keeps them.
 
     Args:
         activation (Literal["batchtopk", "topk", "relu", "jumprelu"]): What makes the latents sparse.
@@ -134,8 +137,7 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
             self.aux_loss = "global" if self.uses_top_k else "none"
         self.matryoshka_widths = resolve_widths(self.matryoshka_widths, self.d_sae)
         self.validate()
-        if self.activation == "topk":
-            self.k = int(self.k or 0)  # SAELens's TopKSAEConfig needs an int
+        self._make_whole_numbers_int()
         super().__post_init__()
 
     @property
@@ -165,6 +167,13 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
                     f"{self.activation!r}; it belongs to {' and '.join(activations)}. "
                     f"Leave {name} out or change the activation."
                 )
+
+    def _make_whole_numbers_int(self) -> None:
+        # 8.0 is a fine width to write down, but no index and no shape
+        names = [*WHOLE_NUMBERS, *(["k"] if self.activation == "topk" else [])]
+        for name in names:
+            if getattr(self, name) is not None:
+                setattr(self, name, int(getattr(self, name)))
 
     def validate(self) -> None:
         """Check that the options are possible and fit each other.
@@ -224,19 +233,19 @@ def resolve_widths(widths: Sequence[int] | None, d_sae: int) -> list[int]:
         raise ValueError(f"d_sae={d_sae!r} must be a positive whole number of latents.")
     if widths is None:
         shares = [sum(PAPER_FRACTIONS[: i + 1]) for i in range(len(PAPER_FRACTIONS))]
-        return sorted({max(1, int(share * d_sae)) for share in shares} | {d_sae})
-    if len(widths) == 0:
+        return sorted({max(1, int(share * d_sae)) for share in shares} | {int(d_sae)})
+    if not isinstance(widths, Sequence) or isinstance(widths, str) or len(widths) == 0:
         raise ValueError(
-            "matryoshka_widths=[] names no level. Give increasing widths, e.g. "
+            f"matryoshka_widths={widths!r} names no levels. Give a list of increasing widths, e.g. "
             f"{resolve_widths(None, d_sae)}, or leave it out for these."
         )
-    resolved = list(widths)
-    if any(not _is_whole(width) or width <= 0 for width in resolved):
+    if any(not _is_whole(width) or width <= 0 for width in widths):
         raise ValueError(
-            f"matryoshka_widths={resolved} must hold positive whole numbers of latents."
+            f"matryoshka_widths={list(widths)} must hold positive whole numbers of latents."
         )
+    resolved = [int(width) for width in widths]
     if resolved[-1] < d_sae:
-        resolved.append(d_sae)
+        resolved.append(int(d_sae))
     if any(right <= left for left, right in zip(resolved, resolved[1:])):
         raise ValueError(
             f"matryoshka_widths={list(widths)} must be strictly increasing and at most "
@@ -257,7 +266,7 @@ def _check_k(cfg: MatryoshkaTrainingSAEConfig) -> None:
     _check_number(
         cfg,
         "k",
-        f"greater than 0 and at most d_sae ({cfg.d_sae})",
+        f"greater than 0 and at most d_sae ({cfg.d_sae}); the default is 100",
         lambda value: 0 < value <= cfg.d_sae,
     )
     if cfg.activation == "topk" and not _is_whole(cfg.k):
@@ -281,14 +290,16 @@ def _check_level_weights(cfg: MatryoshkaTrainingSAEConfig) -> None:
             f"level_weights={weights} needs fixed levels, but prefix_sampling='random' draws them "
             "anew each step. Use level_weight_mu, or prefix_sampling='fixed'."
         )
+    if not isinstance(weights, list | tuple):
+        raise ValueError(f"level_weights={weights!r} must be a list of numbers, one per level.")
     if len(weights) != len(cfg.widths):
         raise ValueError(
             f"level_weights={weights} has {len(weights)} entries for the {len(cfg.widths)} levels "
             f"{cfg.widths} (d_sae is always the last). Give one weight per level."
         )
-    if any(not math.isfinite(weight) or weight < 0 for weight in weights):
+    if any(not _is_number(weight) or weight < 0 for weight in weights):
         raise ValueError(
-            f"level_weights={weights} must be finite and at least 0 (0 leaves a level out)."
+            f"level_weights={weights} must be finite numbers, at least 0 (0 leaves a level out)."
         )
     if not any(weights):
         raise ValueError(
@@ -339,12 +350,7 @@ def _check_number(
     value = getattr(cfg, name)
     if value is None:
         return
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or not is_allowed(value)
-    ):
+    if not _is_number(value) or not is_allowed(value):
         raise ValueError(f"{name}={value!r} must be {allowed}.")
 
 
@@ -353,7 +359,9 @@ def _one_of(name: str, value: Any, allowed: Any) -> None:
         raise ValueError(f"{name}={value!r} must be one of {list(get_args(allowed))}.")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _is_whole(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return value == int(value) if math.isfinite(value) else False
+    return _is_number(value) and value == int(value)

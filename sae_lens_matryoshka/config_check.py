@@ -60,13 +60,15 @@ def checked_config(
         if key in values:
             sae.setdefault(key, values[key])
     try:
+        sae_config = sae_class.from_dict(sae)
         config = LanguageModelSAERunnerConfig(
-            sae=sae_class.from_dict(sae),
+            sae=sae_config,
             logger=LoggingConfig(**_section(values, "logger")),
             **{key: value for key, value in values.items() if "." not in key},
         )
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
+    config.sae = sae_config  # a file may give it a device and dtype of its own
     if is_saved:
         config.checkpoint_path = values.get("checkpoint_path")
     return config

@@ -22,6 +22,13 @@ from sae_lens_matryoshka.threshold import (
 
 logger = logging.getLogger(__name__)
 
+# What keeps its own data type, whatever the SAE's.
+PRECISION = {
+    "threshold": torch.float32,
+    "topk_threshold": torch.double,
+    "l1_scale": torch.double,
+}
+
 
 class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
     """
@@ -40,6 +47,7 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
     topk_threshold: torch.Tensor  # batchtopk only: running value, for logs and checkpoints
     l1_scale: torch.Tensor  # relu with target_l0 only: the controller's factor
     b_dec_is_set: torch.Tensor  # b_dec_init="geometric_median" only
+    prefix_seed: torch.Tensor  # prefix_sampling="random" only
 
     def __init__(self, cfg: MatryoshkaTrainingSAEConfig, use_error_term: bool = False):
         cfg.validate()
@@ -51,10 +59,12 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
             self._register_scalar("l1_scale", 1.0)
         if cfg.b_dec_init == "geometric_median":
             self.register_buffer("b_dec_is_set", torch.tensor(False, device=self.W_dec.device))
+        if cfg.prefix_sampling == "random":
+            seed = torch.randint(2**31, ())  # by torch's seed, so that runs differ
+            self.register_buffer("prefix_seed", seed.to(self.W_dec.device))
 
     def _register_scalar(self, name: str, value: float) -> None:
-        # double: the steps of a running value round away in bfloat16
-        scalar = torch.tensor(value, dtype=torch.double, device=self.W_dec.device)
+        scalar = torch.tensor(value, dtype=PRECISION[name], device=self.W_dec.device)
         self.register_buffer(name, scalar)
 
     @override
@@ -69,12 +79,12 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
     @override
     def _apply(self, *args: Any, **kwargs: Any) -> "NestedSAE":
         # like SAELens's JumpReLU: what moves by tiny steps keeps its precision through .to(dtype)
-        names = ("threshold", "topk_threshold", "l1_scale")
-        before = {name: getattr(self, name).data for name in names if hasattr(self, name)}
+        # and through loading, which casts everything
+        before = {name: getattr(self, name).data for name in PRECISION if hasattr(self, name)}
         super()._apply(*args, **kwargs)
         for name, data in before.items():
             moved = getattr(self, name)
-            moved.data = data.to(moved.device)
+            moved.data = data.to(moved.device, PRECISION[name])
         return self
 
     # ---- encode and decode
@@ -186,15 +196,18 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
             self.fold_W_dec_norm()
             self.cfg.rescale_acts_by_decoder_norm = False
         super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
-        self.recent_activations.transform(
-            lambda z: (z.to(mean.dtype) @ unwhitening_matrix + mean).to(z.dtype)
-        )
+
+        def unwhiten(z: torch.Tensor) -> torch.Tensor:
+            m = unwhitening_matrix.to(z.device)
+            return (z.to(m.dtype) @ m + mean.to(m)).to(z.dtype)
+
+        self.recent_activations.transform(unwhiten)
 
     @override
     @torch.no_grad()
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
-        for name in ("topk_threshold", "l1_scale", "b_dec_is_set"):
+        for name in ("topk_threshold", "l1_scale", "b_dec_is_set", "prefix_seed"):
             state_dict.pop(name, None)
         if self.cfg.activation == "batchtopk":
             state_dict["threshold"] = torch.full_like(self.b_enc, self._top_k_threshold())
@@ -211,7 +224,7 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
     def _recent_hidden_pre(self) -> Iterator[torch.Tensor]:
         """Pre-activations of the last training activations under the present weights."""
         for x in self.recent_activations.blocks(self.cfg.d_sae):
-            yield self.encode_with_hidden_pre(x)[1]
+            yield self.encode_with_hidden_pre(x.to(self.device))[1]
 
     def _top_k_threshold(self) -> float:
         """The threshold that k latents per token exceed on the last training activations."""

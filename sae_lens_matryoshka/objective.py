@@ -29,15 +29,16 @@ def level_weights(
     return [1.0] * n_levels
 
 
-def draw_prefixes(d_sae: int, n_prefixes: int, power: float) -> list[int]:
+def draw_prefixes(d_sae: int, n_prefixes: int, power: float, seed: int) -> list[int]:
     """Draw nested widths by the authors' law P(width <= w) = (w / d_sae)^power.
 
-    Drawn without replacement with torch's global CPU generator; d_sae is always among them.
+    Drawn without replacement; d_sae is always among them.
 
     Args:
         d_sae: Width of the dictionary.
         n_prefixes: How many widths, from 1 to d_sae.
         power: Exponent of the law; the authors' code has 0.5 (the paper calls it Pareto).
+        seed: Decides the draw alone: no generator is shared with the thread that loads data.
 
     Returns:
         n_prefixes different widths, increasing, the last one d_sae.
@@ -45,7 +46,8 @@ def draw_prefixes(d_sae: int, n_prefixes: int, power: float) -> list[int]:
     if n_prefixes == 1:
         return [d_sae]
     cdf = (torch.arange(d_sae, dtype=torch.double) / d_sae) ** power  # widths 0..d_sae - 1
-    inner = torch.multinomial(cdf.diff(), n_prefixes - 1)  # index 0 is width 1
+    generator = torch.Generator().manual_seed(seed)
+    inner = torch.multinomial(cdf.diff(), n_prefixes - 1, generator=generator)  # index 0: width 1
     return [*sorted((inner + 1).tolist()), d_sae]
 
 
@@ -161,7 +163,8 @@ def geometric_median(
     for _ in range(n_iterations):
         distances = (points - median).norm(dim=-1).clamp(min=1e-12)  # (n,)
         weights = distances.reciprocal()
-        median = (weights @ points) / weights.sum()
+        # no matrix product, which autocast would compute in bfloat16
+        median = (weights[:, None] * points).sum(dim=0) / weights.sum()
         objective = distances.sum().item()
         if abs(previous - objective) <= tolerance * objective:
             break

@@ -33,7 +33,7 @@ class LanguageModelSAERunnerConfig(
         architecture (str | None): What to train: any architecture registered with SAELens. None:
             that of sae, or "matryoshka".
         **kwargs: Every field of SAELens's LanguageModelSAERunnerConfig and, without sae, of the
-            architecture's configuration. device and dtype, which both have, then go to both.
+            architecture's configuration. device and dtype, which both have, go to both.
 
     Raises:
         TypeError: A keyword is unknown, or sae is no training configuration.
@@ -76,6 +76,9 @@ class LanguageModelSAERunnerConfig(
             sae = _sae_config(architecture or ARCHITECTURE, options)
         else:
             _check_given(sae, architecture, options)
+            sae = copy.deepcopy(sae)
+            sae.device = options.get("device", sae.device)
+            sae.dtype = options.get("dtype", sae.dtype)
         run_options = {name: options[name] for name in _RUN_FIELDS & options.keys()}
         super().__init__(sae=sae, **run_options)  # pyright: ignore[reportArgumentType]
 
@@ -95,6 +98,7 @@ class LanguageModelSAERunnerConfig(
             cfg_dict["seqpos_slice"] = tuple(cfg_dict["seqpos_slice"])
         cfg = super().from_dict(cfg_dict)
         assert isinstance(cfg, LanguageModelSAERunnerConfig)
+        cfg.sae = TrainingSAEConfig.from_dict(cfg_dict["sae"])  # its own device and dtype
         return cfg
 
 

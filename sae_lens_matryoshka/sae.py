@@ -150,6 +150,8 @@ class MatryoshkaSAE:
         cut = copy.deepcopy(cfg)
         cut.d_sae = width
         _write_widths(cut.metadata, [w for w in self.widths if w < width] + [width])
+        if width < cfg.d_sae:  # what training counted was the whole dictionary's
+            cut.metadata.l0 = cut.metadata.num_dead_features = None
         state_dict = {
             name: tensor.narrow(_LATENT_DIM[name], 0, width).clone()
             if name in _LATENT_DIM

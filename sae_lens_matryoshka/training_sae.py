@@ -77,7 +77,7 @@ class MatryoshkaTrainingSAE(NestedSAE):
         self._prepare_parameters(x)
         feature_acts, hidden_pre = self.encode_with_hidden_pre(x)
 
-        prefixes = self._draw_prefixes()
+        prefixes = self._prefixes(step_input.n_training_steps)
         weights = objective.level_weights(len(prefixes), cfg.level_weights, cfg.level_weight_mu)
         reported = cfg.widths if step_input.is_logging_step else []
         widths = sorted({*prefixes, *reported})
@@ -112,11 +112,12 @@ class MatryoshkaTrainingSAE(NestedSAE):
         )
 
     @_not_compiled
-    def _draw_prefixes(self) -> list[int]:
+    def _prefixes(self, step: int) -> list[int]:
         cfg = self.cfg
         if cfg.prefix_sampling == "fixed":
             return cfg.widths
-        return objective.draw_prefixes(cfg.d_sae, cfg.n_prefixes, cfg.pareto_power)
+        seed = int(self.prefix_seed) + step
+        return objective.draw_prefixes(cfg.d_sae, cfg.n_prefixes, cfg.pareto_power, seed)
 
     @_not_compiled
     @torch.no_grad()
@@ -167,18 +168,20 @@ class MatryoshkaTrainingSAE(NestedSAE):
             step_input: The batch, (batch, d_in), and the trainer's mask of dead latents.
             feature_acts: Activations, (batch, d_sae).
             hidden_pre: Pre-activations, (batch, d_sae).
-            sae_out: Every level's reconstruction, (levels, batch, d_in).
+            sae_out: Every level's reconstruction, (levels, batch, d_in), or, for the global loss, the
+                outermost level's alone, (batch, d_in).
         """
         cfg, x = self.cfg, step_input.sae_in
+        recons = sae_out if sae_out.dim() == 3 else sae_out[None]
         if cfg.aux_loss == "none":
             return {}
         dead = step_input.dead_neuron_mask
         loss = sae_out.new_tensor(0.0)
         if dead is not None and dead.any():
             if cfg.aux_loss == "global":
-                groups = [(0, cfg.d_sae, sae_out[-1])]
+                groups = [(0, cfg.d_sae, recons[-1])]
             else:
-                groups = list(zip([0, *cfg.widths], cfg.widths, sae_out))
+                groups = list(zip([0, *cfg.widths[:-1]], cfg.widths, recons, strict=True))
             decoder, k_aux = self.decoder(), cfg.k_aux or max(1, cfg.d_in // 2)
             for lo, hi, reconstruction in groups:
                 if dead[lo:hi].any():
@@ -226,7 +229,7 @@ class MatryoshkaTrainingSAE(NestedSAE):
 
     def _threshold_metrics(self) -> Metrics:
         if self.cfg.activation == "batchtopk":
-            return {"topk_threshold": self.topk_threshold}
+            return {"topk_threshold": self.topk_threshold.clone()}
         if self.cfg.activation == "jumprelu":
             return {"mean_threshold": lambda: self.threshold.detach().mean()}
         return {}

@@ -13,6 +13,7 @@ from sae_lens import (
     TopKSAE,
     TopKSAEConfig,
 )
+from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_matryoshka import MatryoshkaSAE, calibrate_threshold, threshold
 
@@ -75,6 +76,28 @@ class TestJumpReLU:
         for name, tensor in sae.state_dict().items():
             assert torch.equal(tensor, before[name])
         assert sae.cfg.to_dict() == cfg
+
+    def test_any_leading_dimensions(self):
+        sae, x = jumprelu(), activations()
+        flat = calibrate_threshold(sae, x, 4).threshold
+        in_texts = calibrate_threshold(sae, x.view(20, N // 20, D_IN), 4).threshold
+        torch.testing.assert_close(in_texts, flat)
+        heads = jumprelu(
+            reshape_activations="hook_z", metadata=SAEMetadata(hook_name="blocks.0.attn.hook_z")
+        )
+        z = x.view(20, N // 20, 2, D_IN // 2)
+        torch.testing.assert_close(calibrate_threshold(heads, z, 4).threshold, flat)
+
+    @pytest.mark.parametrize("bad", [torch.zeros(0, D_IN), torch.full((3, D_IN), torch.nan)])
+    def test_useless_activations(self, bad):
+        with pytest.raises(ValueError, match="at least one token and only finite"):
+            calibrate_threshold(jumprelu(), bad, 4)
+
+    def test_metadata_says_the_new_l0(self):
+        sae = jumprelu(metadata=SAEMetadata(l0=9.0, num_dead_features=3))
+        metadata = calibrate_threshold(sae, activations(), 4).cfg.metadata
+        assert (metadata.l0, metadata.num_dead_features) == (4, None)
+        assert sae.cfg.metadata.l0 == 9
 
     def test_in_blocks_as_in_one(self, monkeypatch):
         whole = calibrate_threshold(jumprelu(), activations(), 4).threshold

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import math
 
+import numpy as np
 import pytest
 from sae_lens.saes.sae import SAEMetadata, TrainingSAEConfig
 
@@ -44,6 +45,7 @@ class TestWidths:
             ([2.5, 64], "whole"),
             ([4, 65], "beyond d_sae"),
             ([], "names no level"),
+            (64, "a list"),
         ],
     )
     def test_impossible_widths(self, widths, message):
@@ -90,7 +92,9 @@ class TestActivationOptions:
 
     @pytest.mark.parametrize("k", [0, -1, 65, math.nan, math.inf, "4", True])
     def test_impossible_k(self, k):
-        with pytest.raises(ValueError, match=r"k=.*greater than 0 and at most d_sae \(64\)"):
+        with pytest.raises(
+            ValueError, match=r"k=.*greater than 0 and at most d_sae \(64\); the default is 100"
+        ):
             config(k=k)
 
     def test_fractional_k_is_for_batchtopk_only(self):
@@ -127,15 +131,29 @@ class TestActivationOptions:
             config(**others, **{name: value})
         assert f"{name}={value!r}" in str(error.value)
 
+    def test_whole_floats_and_numpy_integers_become_int(self):
+        cfg = config(
+            d_in=8.0,
+            d_sae=np.int64(64),
+            k=4,
+            matryoshka_widths=[8.0, np.int64(16)],
+            prefix_sampling="random",
+            n_prefixes=5.0,
+            k_aux=2.0,
+        )
+        values = [cfg.d_in, cfg.d_sae, *cfg.widths, cfg.n_prefixes, cfg.k_aux]
+        assert values == [8, 64, 8, 16, 64, 5, 2]
+        assert all(type(value) is int for value in values)
+
 
 class TestLevelWeights:
     def test_wrong_length_counts_d_sae(self):
         with pytest.raises(ValueError, match=r"2 entries for the 3 levels \[4, 16, 64\]"):
             config(matryoshka_widths=[4, 16], level_weights=[1, 1], k=4)
 
-    @pytest.mark.parametrize("bad", [[1, -1, 1], [1, math.nan, 1], [1, math.inf, 1]])
+    @pytest.mark.parametrize("bad", [[1, -1, 1], [1, math.nan, 1], [1, math.inf, 1], [1, "1", 1]])
     def test_negative_or_not_finite(self, bad):
-        with pytest.raises(ValueError, match="finite and at least 0"):
+        with pytest.raises(ValueError, match="finite numbers, at least 0"):
             config(matryoshka_widths=[4, 16, 64], level_weights=bad, k=4)
 
     def test_all_zero(self):
@@ -160,7 +178,7 @@ class TestPrefixes:
     def test_the_default_does_not_count_as_given(self):
         assert config(k=4, n_prefixes=10, pareto_power=0.5).prefix_sampling == "fixed"
 
-    @pytest.mark.parametrize("n", [0, 65, 2.5])
+    @pytest.mark.parametrize("n", [0, 65, 2.5, "5"])
     def test_impossible_numbers_of_prefixes(self, n):
         with pytest.raises(ValueError, match=r"from 1 to d_sae \(64\)"):
             config(k=4, prefix_sampling="random", n_prefixes=n)

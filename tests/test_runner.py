@@ -78,12 +78,14 @@ class TestConfig:
         assert (cfg.device, cfg.dtype) == ("meta", "bfloat16")
         assert (cfg.sae.device, cfg.sae.dtype) == ("meta", "bfloat16")
 
-    def test_a_given_sae_is_used_as_it_is(self):
+    def test_a_given_sae_is_copied_and_takes_the_flat_device_and_dtype(self):
         sae = slm.MatryoshkaTrainingSAEConfig(d_in=8, d_sae=64, k=3, dtype="bfloat16")
         cfg = LanguageModelSAERunnerConfig(sae=sae, device="meta")
-        assert cfg.sae is sae
-        assert (sae.device, cfg.device) == ("cpu", "meta")
-        assert LanguageModelSAERunnerConfig(sae, architecture="matryoshka").sae is sae
+        assert (cfg.sae.device, cfg.device, cfg.sae.dtype) == ("meta", "meta", "bfloat16")
+        assert sae.device == "cpu"
+        same = LanguageModelSAERunnerConfig(sae, architecture="matryoshka", dtype="float32")
+        assert (same.sae.dtype, same.sae.k) == ("float32", 3)
+        assert sae.dtype == "bfloat16"
 
     @pytest.mark.parametrize("architecture", sorted(SAE_TRAINING_CLASS_REGISTRY))
     def test_every_registered_architecture(self, architecture: str):

@@ -157,6 +157,13 @@ class TestLevels:
         assert torch.equal(matryoshka.sae.W_dec, before)
         assert matryoshka.sae.cfg.metadata.hook_name == "blocks.0.hook_resid_post"
 
+    def test_a_level_does_not_claim_the_whole_dictionarys_statistics(self):
+        matryoshka = MatryoshkaSAE.from_sae(trained())
+        matryoshka.sae.cfg.metadata.l0 = 5.0
+        assert matryoshka.level(0).cfg.metadata.l0 is None
+        assert matryoshka.level(-1).cfg.metadata.l0 == 5
+        assert matryoshka.sae.cfg.metadata.l0 == 5
+
     def test_a_saved_level_opens_with_the_levels_inside_it(self, tmp_path):
         matryoshka = MatryoshkaSAE.from_sae(trained())
         matryoshka.truncate(20).save_model(tmp_path)

@@ -17,7 +17,7 @@ from sae_lens import (
 )
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 
-from sae_lens_matryoshka import MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig
+from sae_lens_matryoshka import MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig, objective
 
 D_IN, D_SAE, BATCH = 12, 40, 24
 WIDTHS = [4, 15, 40]
@@ -307,10 +307,9 @@ class TestAuxLossWithNormalization:
 class TestRandomPrefixes:
     def test_loss_sums_over_the_drawn_prefixes(self):
         sae = new_sae(k=3, prefix_sampling="random", n_prefixes=6, level_weight_mu=0.5)
-        torch.manual_seed(11)
         output = step(sae, batch())
-        torch.manual_seed(11)
-        prefixes = sae._draw_prefixes()
+        seed = int(sae.prefix_seed) + 7  # the step's number
+        prefixes = objective.draw_prefixes(D_SAE, 6, 0.5, seed)
         recons = torch.stack(
             [output.feature_acts[:, :w] @ sae.decoder()[:w] + sae.b_dec for w in prefixes]
         )
@@ -322,10 +321,9 @@ class TestRandomPrefixes:
 
     def test_levels_are_reported_at_the_configured_widths(self):
         sae = new_sae(k=3, prefix_sampling="random", n_prefixes=5)
-        torch.manual_seed(0)
         random = step(sae, batch(), log=True).metrics
         fixed_sae = new_sae(k=3)
-        fixed_sae.load_state_dict(sae.state_dict())
+        fixed_sae.load_state_dict(sae.state_dict(), strict=False)  # prefix_seed
         fixed = step(fixed_sae, batch(), log=True).metrics
         for name, value in fixed.items():
             if name.startswith("level_"):
@@ -333,6 +331,7 @@ class TestRandomPrefixes:
 
     def test_names_of_losses_do_not_vary(self):
         sae = new_sae(k=3, prefix_sampling="random", n_prefixes=5)
+        assert sae._prefixes(1) != sae._prefixes(2)
         names = {tuple(step(sae, batch(seed)).losses) for seed in range(5)}
         assert len(names) == 1
 
@@ -422,14 +421,22 @@ class TestL1Controller:
         sae.training_forward_pass(warming_up)
         assert sae.l1_scale == 1
 
-    def test_keeps_its_precision_in_bfloat16(self):
+    def test_keeps_its_precision_in_bfloat16(self, tmp_path):
         sae = new_sae(activation="relu", target_l0=1).to(dtype=torch.bfloat16)
-        for _ in range(3):
-            step(sae, batch().bfloat16())
-        assert sae.l1_scale.item() == pytest.approx(1.0003**3, abs=1e-7)
+        sae.save_model(tmp_path)
+        for loaded in (sae, TrainingSAE.load_from_disk(tmp_path)):  # which casts everything
+            for _ in range(3):
+                step(loaded, batch().bfloat16())
+            assert loaded.l1_scale.item() == pytest.approx(1.0003**3, abs=1e-7)
 
 
 class TestDtypes:
+    def test_jumprelu_thresholds_stay_float32_through_loading(self, tmp_path):
+        new_sae(activation="jumprelu", dtype="bfloat16").save_model(tmp_path)
+        loaded = TrainingSAE.load_from_disk(tmp_path)
+        assert loaded.W_dec.dtype == torch.bfloat16
+        assert loaded.threshold.dtype == torch.float32
+
     @pytest.mark.parametrize("activation", ["batchtopk", "topk", "relu", "jumprelu"])
     def test_bfloat16_stays_near_float32(self, activation):
         top_k = {"k": 3} if activation in ("batchtopk", "topk") else {}

@@ -1,6 +1,5 @@
 """Where in a text a latent fires most: what a person reads to see what it stands for."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,8 @@ class LatentActivity:
     """Activations of some texts' tokens, kept sparse.
 
     Args:
-        tokens: Token ids, one text a row, (texts, context).
+        tokens: Token ids, (sequences, context).
+        counted: Tokens that count: all but the separators, (sequences, context).
         row: Text of each activation, (n_active,).
         position: Position in its text, (n_active,).
         latent: Latent that fires, (n_active,).
@@ -45,6 +45,7 @@ class LatentActivity:
     """
 
     tokens: torch.Tensor
+    counted: torch.Tensor
     row: torch.Tensor
     position: torch.Tensor
     latent: torch.Tensor
@@ -55,7 +56,7 @@ class LatentActivity:
     def frequency(self) -> torch.Tensor:
         """Share of the tokens on which each latent fires, (d_sae,)."""
         counts = torch.bincount(self.latent, minlength=self.d_sae)
-        return counts / (self.tokens.numel() - len(self.tokens))  # the first token never counts
+        return counts / self.counted.sum()
 
 
 @torch.no_grad()
@@ -67,28 +68,32 @@ def latent_activity(
     Args:
         model: The language model.
         sae: An SAE of one of its hooks.
-        tokens: Token ids, the first of each row the beginning-of-sequence token, which is left out
-            as in training, (texts, context).
-        batch_size: Texts at once.
+        tokens: Token ids, (sequences, context). The tokenizer's beginning-of-sequence token, which
+            stands before each text, is left out as in training.
+        batch_size: Sequences at once.
 
     Returns:
         Every activation that is not zero.
     """
     hook_name = sae.cfg.metadata.hook_name
     assert hook_name is not None
+    assert model.tokenizer is not None
+    separator: Any = model.tokenizer.bos_token_id
+    counted = tokens.ne(separator)  # (sequences, context)
     rows: list[torch.Tensor] = []
     values: list[torch.Tensor] = []
     for start in range(0, len(tokens), batch_size):
         batch = tokens[start : start + batch_size]
         _, cache = model.run_with_cache(batch, names_filter=[hook_name])
         acts = sae.encode(cache[hook_name])  # (batch, context, d_sae)
-        acts[:, 0] = 0
+        acts *= counted[start : start + batch_size, :, None]
         where = acts.nonzero()  # (n_active, 3)
         values.append(acts[tuple(where.T)])
         where[:, 0] += start
         rows.append(where)
     row, position, latent = torch.cat(rows).T
-    return LatentActivity(tokens, row, position, latent, torch.cat(values), sae.cfg.d_sae)
+    activation = torch.cat(values)
+    return LatentActivity(tokens, counted, row, position, latent, activation, sae.cfg.d_sae)
 
 
 def top_snippets(
@@ -111,25 +116,34 @@ def top_snippets(
         if row in seen:
             continue
         seen.add(row)
-        snippets.append(
-            _snippet(activity.tokens[row], position, activity.activation[index].item(), tokenizer)
-        )
+        activation = activity.activation[index].item()
+        before, token, after = _around(activity, row, position)
+        snippets.append(_snippet(before, token, after, activation, tokenizer))
         if len(snippets) == n:
             break
     return snippets
 
 
-def _snippet(tokens: torch.Tensor, position: int, activation: float, tokenizer: Any) -> Snippet:
-    def text(ids: Sequence[int]) -> str:
+def _around(
+    activity: LatentActivity, row: int, position: int
+) -> tuple[list[int], list[int], list[int]]:
+    """The token ids of the same text before, at and after a position."""
+    ids, counted = activity.tokens[row].tolist(), activity.counted[row].tolist()
+    start = next((i + 1 for i in range(position, -1, -1) if not counted[i]), 0)
+    end = next((i for i in range(position, len(ids)) if not counted[i]), len(ids))
+    return ids[start:position], [ids[position]], ids[position + 1 : end]
+
+
+def _snippet(
+    before: list[int], token: list[int], after: list[int], activation: float, tokenizer: Any
+) -> Snippet:
+    def text(ids: list[int]) -> str:
         return tokenizer.decode(ids).replace("\n", " ")
 
-    ids = tokens.tolist()
-    before = text(ids[max(1, position - 1 - CHARS_BEFORE) : position])
-    after = text(ids[position + 1 : position + 2 + CHARS_AFTER])
     return Snippet(
-        _last_words(before, CHARS_BEFORE),
-        text([ids[position]]),
-        _first_words(after, CHARS_AFTER),
+        _last_words(text(before), CHARS_BEFORE),
+        text(token),
+        _first_words(text(after), CHARS_AFTER),
         activation,
     )
 

@@ -22,8 +22,10 @@ def ids(text: str) -> list[int]:
 
 def activity(firing: list[tuple[int, int, int, float]], texts: list[str]) -> LatentActivity:
     rows, positions, latents, values = zip(*firing)
+    tokens = torch.tensor([ids(text) for text in texts])
     return LatentActivity(
-        torch.tensor([ids(text) for text in texts]),
+        tokens,
+        tokens != 0,
         torch.tensor(rows),
         torch.tensor(positions),
         torch.tensor(latents),
@@ -44,14 +46,20 @@ def test_snippets_are_the_strongest_of_different_texts():
 
 
 def test_long_context_is_cut_between_words():
-    text = (
-        "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
-    )
+    text = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
     position = text.index("twelve") + 1
     snippet = top_snippets(activity([(0, position, 1, 1.0)], [text]), 1, Characters())[0]
     assert snippet.before == "... four five six seven eight nine ten eleven "
     assert snippet.token == "t"
-    assert snippet.after == "welve thirteen fourteen ..."
+    assert snippet.after == "welve thirteen fourteen fifteen ..."
+
+
+def test_a_snippet_ends_where_its_text_ends():
+    seen = activity([(0, 4, 2, 1.0)], ["abcdef"])
+    seen.tokens[0, 2] = seen.tokens[0, 6] = 0  # a text of three letters between two others
+    seen.counted[:] = seen.tokens != 0
+    (snippet,) = top_snippets(seen, 2, Characters())
+    assert (snippet.before, snippet.token, snippet.after) == ("c", "d", "e")
 
 
 def test_frequency_leaves_the_first_token_out():
