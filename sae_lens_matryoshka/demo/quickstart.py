@@ -37,6 +37,8 @@ HOOK_NAME = "blocks.1.hook_resid_post"  # the middle of the model's four layers
 CONTEXT_SIZE = 128
 SEED = 0
 LATENTS_SHOWN = 5
+DENSE = 0.1  # a latent that fires on more of the tokens says little in a few snippets
+NOT_SHOWN = ("hate", "toxic")  # data sets that nobody wants on the screen
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ class Size:
 
     d_sae: int = 2048
     k: int = 24
-    training_tokens: int = 1_000_000
-    evaluated_prompts: int = 128
-    shown_prompts: int = 1024
+    training_tokens: int = 800_000
+    evaluated_prompts: int = 64
+    shown_prompts: int = 512
 
 
 FULL = Size()
@@ -97,7 +99,7 @@ def run(output: Path = Path("quickstart"), small: bool = False) -> list[LevelRes
     warnings.filterwarnings("ignore", module="sae_lens|transformer_lens")
     start, size, console = time.monotonic(), SMALL if small else FULL, Console()
     model = load_model()
-    heldout = _shuffled(texts("heldout"))
+    heldout = _shuffled(texts("heldout", without=NOT_SHOWN))
     train(model, _shuffled(texts("train")), output, size)
 
     sae = SAE.load_from_disk(output / "sae")  # stock SAELens: no plugin needed from here on
@@ -244,8 +246,10 @@ def _show_latents(
 
 
 def _typical_latents(activity: LatentActivity, lo: int, hi: int) -> Iterator[int]:
-    """Latents of a group spread evenly over its ranks of total activation: no hand-picking."""
-    mass = torch.zeros(activity.d_sae).index_add_(0, activity.latent, activity.activation)[lo:hi]
+    """Latents of a group from the upper half of its ranks of total activation, evenly spaced and so
+    not picked by hand; without the dense ones."""
+    mass = torch.zeros(activity.d_sae).index_add_(0, activity.latent, activity.activation)
+    mass = mass.where(activity.frequency < DENSE, 0)[lo:hi]
     ranked = mass.argsort(descending=True)[: int((mass > 0).sum())]
     step = max(1, len(ranked) // (2 * LATENTS_SHOWN))
     yield from (ranked[step::step][:LATENTS_SHOWN] + lo).tolist()

@@ -84,7 +84,9 @@ def latent_activity(
     values: list[torch.Tensor] = []
     for start in range(0, len(tokens), batch_size):
         batch = tokens[start : start + batch_size]
-        _, cache = model.run_with_cache(batch, names_filter=[hook_name])
+        _, cache = model.run_with_cache(
+            batch, names_filter=[hook_name], stop_at_layer=int(hook_name.split(".")[1]) + 1
+        )
         acts = sae.encode(cache[hook_name])  # (batch, context, d_sae)
         acts *= counted[start : start + batch_size, :, None]
         where = acts.nonzero()  # (n_active, 3)

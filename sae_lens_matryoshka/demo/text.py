@@ -55,6 +55,7 @@ def texts(
     *,
     folder: Path | None = None,
     max_chars: int = MAX_CHARS,
+    without: Sequence[str] = (),
 ) -> list[str]:
     """Return the distinct texts of one split, in the order of files and rows.
 
@@ -68,6 +69,7 @@ def texts(
         split: "train" or "heldout"; one text in 100 is held out, the same ones always.
         folder: Folder of `*.csv.zst` files with a column "prompt"; None is sae_probes'.
         max_chars: Length at which a text is cut.
+        without: Leave out the data sets whose file names hold one of these.
 
     Returns:
         The texts, stripped of white space at both ends.
@@ -76,7 +78,7 @@ def texts(
         raise ValueError(f"split must be 'train' or 'heldout', got {split!r}")
     seen: set[str] = set()
     chosen: list[str] = []
-    for text in _prompts(folder or data_folder()):
+    for text in _prompts(folder or data_folder(), without):
         opening = text[:OPENING]
         if len(text) < MIN_CHARS or opening in seen:
             continue
@@ -126,7 +128,7 @@ def _spelling_line(word: str) -> str:
     return f"\n{SPELLING_TEMPLATE.format(word=word)} {letter}"
 
 
-def _prompts(folder: Path) -> Iterator[str]:
+def _prompts(folder: Path, without: Sequence[str]) -> Iterator[str]:
     """Yield every row's text, files in the order of their names."""
     # some texts are longer than the csv module's default limit of 128 KiB
     csv.field_size_limit(2**31 - 1)
@@ -134,6 +136,8 @@ def _prompts(folder: Path) -> Iterator[str]:
     if not paths:
         raise FileNotFoundError(f"no *.csv.zst files in {folder}")
     for path in paths:
+        if any(part in path.name for part in without):
+            continue
         for row in csv.DictReader(io.StringIO(_decompress(path), newline="")):
             yield row["prompt"].strip()
 

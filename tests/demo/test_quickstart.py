@@ -68,7 +68,9 @@ def test_frequency_leaves_the_first_token_out():
 
 
 def test_typical_latents_are_spread_over_those_that_fire():
-    seen = activity([(0, 1, 1, 3.0), (0, 2, 2, 9.0), (0, 3, 3, 5.0)], ["abcd"])
+    firing = [(0, 1, 1, 3.0), (0, 2, 2, 9.0), (0, 3, 3, 5.0)]
+    dense = [(0, position, 0, 7.0) for position in range(1, 30)]
+    seen = activity([*firing, *dense], ["abcdefghijklmnopqrstuvwxyzabcdefgh"])
     assert list(quickstart._typical_latents(seen, 0, 4)) == [3, 1]
 
 
