@@ -159,7 +159,7 @@ class TestTraining:
 
     @pytest.mark.parametrize("normalize", ["layer_norm", "constant_norm_rescale"])
     def test_normalization_with_dead_latents(self, normalize):
-        """Where SAELens's levels crash and its aux loss raises (facts 6.3)."""
+        """Where SAELens's levels crash and its aux loss raises."""
         sae = new_sae(k=1, normalize_activations=normalize)
         trainer = train(sae, 20, dead_feature_window=2)
         assert trainer.dead_neurons.any()

@@ -37,7 +37,7 @@ class TestDrawPrefixes:
         assert test.pvalue > 0.01
 
     def test_the_law_is_not_a_true_pareto(self):
-        # the paper's words would give far shorter prefixes than the authors' code (facts 1.4)
+        # the paper's words would give far shorter prefixes than the authors' code
         draws = [objective.draw_prefixes(4096, 2, 0.5, seed)[0] for seed in range(2000)]
         assert torch.tensor(draws).float().mean() == pytest.approx(1366, rel=0.06)
         quantiles = torch.tensor(draws).float().quantile(torch.tensor([0.25, 0.5, 0.75]))

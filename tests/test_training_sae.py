@@ -77,7 +77,7 @@ def assert_close(actual, expected, tolerance: float = 1e-5) -> None:
 
 
 class TestParityWithSAELens:
-    """The defaults are a drop-in replacement for matryoshka_batchtopk (facts 1.5, 1.6)."""
+    """The defaults are a drop-in replacement for matryoshka_batchtopk."""
 
     @pytest.mark.parametrize("k", [3, 2.7])
     @pytest.mark.parametrize("rescale", [True, False])
@@ -181,7 +181,7 @@ class TestParityWithSAELens:
 
 class TestParityWithOtherPeers:
     def test_group_weights_of_dictionary_learning(self):
-        """Its trainer weighs each group's prefix by 1/n and averages over n levels (facts 1.5)."""
+        """Its trainer weighs each group's prefix by 1/n and averages over n levels."""
         n = len(WIDTHS)
         sae = new_sae(
             k=3,
@@ -202,7 +202,7 @@ class TestParityWithOtherPeers:
         assert_close(step(sae, x).loss, total / n)
 
     def test_the_authors_code(self):
-        """Mean over dimensions and batch, averaged over levels and a bias-only term (facts 1.5).
+        """Mean over dimensions and batch, averaged over levels and a bias-only term.
 
         The bias-only term depends on b_dec alone; everything else is ours over d_in * (n + 1).
         """
@@ -224,7 +224,7 @@ class TestParityWithOtherPeers:
         assert_close(step(sae, x).loss + terms[0] / (n + 1), expected)
 
     def test_the_relu_objective_of_tinystories(self):
-        """Squared error and cumulative L1 of act * |W_dec| over the prefixes (facts 1.3)."""
+        """Squared error and cumulative L1 of act * |W_dec| over the prefixes."""
         weights = [0.5, 1.0, 2.0]
         sae = new_sae(activation="relu", l1_coefficient=0.2, level_weights=weights)
         x = batch()
