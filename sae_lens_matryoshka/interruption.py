@@ -71,7 +71,8 @@ class Interruption:
         if self._previous or threading.current_thread() is not threading.main_thread():
             return
         for signum in (signal.SIGINT, signal.SIGTERM):
-            self._previous[signum] = signal.signal(signum, self._note)
+            if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup: keep ignoring it
+                self._previous[signum] = signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(signum)

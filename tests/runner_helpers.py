@@ -28,6 +28,8 @@ def tidy_process() -> Iterator[None]:
     n_threads = torch.get_num_threads()
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     torch.set_num_threads(1)
+    # a shell starts background jobs with SIGINT ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     torch.set_num_threads(n_threads)
     for signum, handler in handlers.items():

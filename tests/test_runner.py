@@ -448,6 +448,14 @@ def test_signal_before_the_first_step_acts_at_once(tmp_path: Path):
         runner.run()
 
 
+def test_an_ignored_signal_stays_ignored(tmp_path: Path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    runner = make_runner(tmp_path)
+    signal_at_step(runner, 5, signal.SIGINT)
+    runner.run()
+    SAE.load_from_disk(tmp_path / "output")
+
+
 def test_training_outside_the_main_thread(tmp_path: Path):
     make_runner(tmp_path / "main").run()
     runner = make_runner(tmp_path / "thread")
