@@ -1,12 +1,14 @@
 """Settings of the whole test run: no network, no accounts, and no deadlines on a busy machine."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 # before anything imports the libraries that read them
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_DIR", tempfile.mkdtemp())  # read once, at the first run
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402

@@ -31,7 +31,7 @@ class TestDrawPrefixes:
     @pytest.mark.parametrize("power", [0.5, 1.0])
     def test_law_by_kolmogorov_smirnov(self, power):
         # one width beside d_sae: a single draw from the law
-        d_sae = 65_536
+        d_sae = 16_384
         draws = [objective.draw_prefixes(d_sae, 2, power, seed)[0] for seed in range(2000)]
         test = stats.kstest(draws, lambda w: (w / d_sae) ** power)
         assert test.pvalue > 0.01

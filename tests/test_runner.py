@@ -372,7 +372,6 @@ def test_live_store_goes_on_where_it_stopped(tmp_path: Path, source: str, n_epoc
 def test_evaluations_draw_from_the_same_stream_and_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
 
     def runner(name: str, **changes: Any) -> MatryoshkaSAETrainingRunner:

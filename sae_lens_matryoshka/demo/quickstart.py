@@ -49,6 +49,7 @@ class Size:
         d_sae: Latents.
         k: Active latents per token.
         training_tokens: Tokens that the SAE is trained on.
+        batch_tokens: Tokens per training step.
         evaluated_prompts: Held-out sequences of 128 tokens that it is evaluated on.
         shown_prompts: Held-out sequences that snippets are taken from.
     """
@@ -56,12 +57,20 @@ class Size:
     d_sae: int = 2048
     k: int = 24
     training_tokens: int = 800_000
+    batch_tokens: int = 1024
     evaluated_prompts: int = 64
     shown_prompts: int = 512
 
 
 FULL = Size()
-SMALL = Size(d_sae=256, k=8, training_tokens=40_000, evaluated_prompts=16, shown_prompts=64)
+SMALL = Size(
+    d_sae=256,
+    k=8,
+    training_tokens=100_000,
+    batch_tokens=256,
+    evaluated_prompts=32,
+    shown_prompts=64,
+)
 
 
 @dataclass
@@ -137,13 +146,13 @@ def train(
         context_size=CONTEXT_SIZE,
         exclude_special_tokens=True,
         training_tokens=size.training_tokens,
-        train_batch_size_tokens=1024,
+        train_batch_size_tokens=size.batch_tokens,
         store_batch_size_prompts=32,
         n_batches_in_buffer=128,  # sequences to mix: 16,384 tokens
         n_batches_for_norm_estimate=10,
         lr=1e-3,
         lr_warm_up_steps=20,
-        lr_decay_steps=size.training_tokens // 1024 // 3,
+        lr_decay_steps=size.training_tokens // size.batch_tokens // 3,
         dead_feature_window=50,  # SAELens's 1,000 steps are longer than the run
         checkpoint_path=str(output / "checkpoints"),
         output_path=str(output / "sae"),
