@@ -183,6 +183,7 @@ class MatryoshkaTrainingSAE(NestedSAE):
             else:
                 groups = list(zip([0, *cfg.widths[:-1]], cfg.widths, recons, strict=True))
             decoder, k_aux = self.decoder(), cfg.k_aux or max(1, cfg.d_in // 2)
+            scale = objective.row_scale(x, cfg.normalize_activations)
             for lo, hi, reconstruction in groups:
                 if dead[lo:hi].any():
                     loss = loss + objective.dead_latent_loss(
@@ -191,7 +192,7 @@ class MatryoshkaTrainingSAE(NestedSAE):
                         x - reconstruction,
                         dead[lo:hi],
                         k_aux,
-                        objective.row_scale(x, cfg.normalize_activations),
+                        scale,
                     )
         coefficient = 1.0 if cfg.aux_loss_coefficient is None else cfg.aux_loss_coefficient
         return {"auxiliary_reconstruction_loss": coefficient * loss}
