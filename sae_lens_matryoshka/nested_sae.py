@@ -53,6 +53,7 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         cfg.validate()
         super().__init__(cfg, use_error_term)
         self.recent_activations = RecentActivations()
+        self._engine = engine.Engine()
         if cfg.activation == "batchtopk":
             self._register_scalar("topk_threshold", 0.0)
         if cfg.activation == "relu" and cfg.target_l0 is not None:
@@ -95,17 +96,20 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         if activation == "relu":
             return nn.ReLU()
         if activation == "jumprelu":
-            return lambda hidden_pre: self._with_threshold(JumpReLU, hidden_pre)
+            return lambda hidden_pre: self._at_threshold(JumpReLU, hidden_pre, self.threshold)
         k = cast(float, self.cfg.k)
         if activation == "topk":
             return lambda hidden_pre: engine.token_top_k(hidden_pre, int(k))
         return lambda hidden_pre: engine.batch_top_k(hidden_pre, k)
 
-    def _with_threshold(
-        self, function: type[torch.autograd.Function], hidden_pre: torch.Tensor
+    def _at_threshold(
+        self,
+        function: type[torch.autograd.Function],
+        hidden_pre: torch.Tensor,
+        threshold: torch.Tensor,
     ) -> torch.Tensor:
         # SAELens's default: the straight-through gradient reaches the threshold only
-        threshold = self.threshold.to(hidden_pre.dtype)
+        threshold = threshold.to(hidden_pre.dtype)
         bandwidth = self.cfg.jumprelu_bandwidth
         return cast(torch.Tensor, function.apply(hidden_pre, threshold, bandwidth, False))
 
@@ -125,6 +129,70 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         if self.cfg.rescale_acts_by_decoder_norm:
             hidden_pre = hidden_pre * self.W_dec.norm(dim=-1)
         return self.hook_sae_acts_post(self.activation_fn(hidden_pre)), hidden_pre
+
+    def encode_to_code(self, x: torch.Tensor) -> engine.Code:
+        """
+        Activations as the engine's faster path keeps them, for training: all entries, or the
+        active ones only.
+
+        Args:
+            x: Activations of the model, (batch, d_in).
+        """
+        cfg = self.cfg
+        sae_in, b_enc = self._encoder_input(x)
+        norm = self.W_dec.detach().norm(dim=-1) if cfg.rescale_acts_by_decoder_norm else None
+        if not self._is_observed(x):
+            code = self._sparse_code(engine.Encoder(sae_in, self.W_enc, b_enc, norm))
+            if code is not None:
+                return code
+        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + b_enc)
+        if norm is not None:
+            hidden_pre = hidden_pre * norm  # its gradient cancels against the decoder's
+        acts = self.hook_sae_acts_post(self.activation_fn(hidden_pre))
+        if not cfg.uses_top_k:
+            found = (hidden_pre > self._least_of_interest()).sum()
+            self._engine.observe(found.item() / hidden_pre.numel())
+        return engine.DenseCode(acts, hidden_pre, norm)
+
+    def _encoder_input(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the encoder multiplies, (batch, d_in), and the bias that it adds, (d_sae,)."""
+        sae_in = self.process_sae_in(x)
+        if self._is_observed(x):
+            return sae_in, self.b_enc
+        if not self.cfg.apply_b_dec_to_input:
+            return sae_in.detach(), self.b_enc
+        return sae_in.detach(), engine.shifted_bias(self.b_enc, self.b_dec, self.W_enc)
+
+    def _is_observed(self, x: torch.Tensor) -> bool:
+        """Whether someone wants the dense tensors of an encoding: a hook, or a gradient to x."""
+        points = (self.hook_sae_input, self.hook_sae_acts_pre, self.hook_sae_acts_post)
+        return x.requires_grad or any(point.fwd_hooks or point.bwd_hooks for point in points)
+
+    def _least_of_interest(self) -> torch.Tensor | float:
+        """What a pre-activation must exceed for it to count, or to move its threshold."""
+        if self.cfg.activation == "relu":
+            return 0.0
+        return self.threshold.detach() - cast(float, self.cfg.jumprelu_bandwidth) / 2
+
+    def _sparse_code(self, encoder: engine.Encoder) -> engine.SparseCode | None:
+        k = self.cfg.k
+        if self.cfg.activation == "batchtopk":
+            return self._engine.batch_top_k(encoder, cast(float, k))
+        if self.cfg.activation == "topk":
+            return self._engine.token_top_k(encoder, cast(int, k))
+        code = self._engine.above(encoder, self._least_of_interest())
+        if code is not None and self.cfg.activation == "jumprelu":
+            code.acts = self.with_thresholds(JumpReLU, code)
+        return code
+
+    def with_thresholds(
+        self, function: type[torch.autograd.Function], code: engine.Code
+    ) -> torch.Tensor:
+        """SAELens's JumpReLU or Step of a code's pre-activations, in their shape."""
+        threshold = code.at(self.threshold)
+        if isinstance(code, engine.SparseCode):  # (1, entries): its gradient sums over the first
+            return self._at_threshold(function, code.hidden_pre[None], threshold)[0]
+        return self._at_threshold(function, code.hidden_pre, threshold)
 
     def decoder(self) -> torch.Tensor:
         """The decoder for activations as encode gives them, (d_sae, d_in).

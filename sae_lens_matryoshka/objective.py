@@ -5,8 +5,11 @@ sum_i w_i |x - x_i|^2 plus what the activation asks for (paper, section 3).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
+from typing_extensions import override
 
 
 def level_weights(
@@ -61,7 +64,24 @@ def nested_squared_error(x: torch.Tensor, reconstructions: torch.Tensor) -> torc
     Returns:
         (levels,)
     """
-    return (reconstructions - x).pow(2).sum(dim=-1).mean(dim=-1)
+    return _MeanSquaredNorm.apply(reconstructions - x)
+
+
+class _MeanSquaredNorm(torch.autograd.Function):
+    """diff.pow(2).sum(-1).mean(-1), with half the passes over memory."""
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, diff: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(diff)
+        return torch.linalg.vector_norm(diff, dim=-1).square().mean(dim=-1)
+
+    @staticmethod
+    @override
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        (diff,) = ctx.saved_tensors
+        return diff * (grads[0] * (2 / diff.shape[-2]))[..., None, None]
 
 
 def fraction_of_variance_unexplained(
@@ -81,30 +101,32 @@ def fraction_of_variance_unexplained(
     return nested_squared_error(x, reconstructions) / variance
 
 
-def nested_l1(acts: torch.Tensor, widths: Sequence[int], weights: Sequence[float]) -> torch.Tensor:
+def nested_l1(
+    latent_sums: torch.Tensor, widths: Sequence[int], weights: Sequence[float]
+) -> torch.Tensor:
     """L1 of every level's prefix, carrying the weights of the levels' errors (paper, appendix F).
 
     Args:
-        acts: Activations times decoder norms, (batch, d_sae), none negative.
+        latent_sums: Activations times decoder norms, none negative, summed over tokens, (d_sae,).
         widths: Nested widths, the last one d_sae.
         weights: Weight of each level.
 
     Returns:
-        Scalar: sum_i weights[i] * sum_{j < widths[i]} acts[:, j], averaged over the batch.
+        Scalar: sum_i weights[i] * sum_{j < widths[i]} latent_sums[j].
     """
     edges = [0, *widths]
     # a latent counts in every level that holds it: its own and all outer ones
-    per_group = torch.stack([acts[:, lo:hi].sum() for lo, hi in zip(edges, widths)])
-    shares = torch.tensor([sum(weights[i:]) for i in range(len(weights))], device=acts.device)
-    return (per_group * shares).sum() / acts.shape[0]
+    per_group = torch.stack([latent_sums[lo:hi].sum() for lo, hi in zip(edges, widths)])
+    shares = [sum(weights[i:]) for i in range(len(weights))]
+    return (per_group * per_group.new_tensor(shares)).sum()
 
 
 def dead_latent_loss(
     hidden_pre: torch.Tensor,
     W_dec: torch.Tensor,
     residual: torch.Tensor,
-    dead: torch.Tensor,
     k_aux: int,
+    norm: torch.Tensor | None = None,
     row_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How well the k_aux strongest dead latents of each token reconstruct the residual.
@@ -113,21 +135,22 @@ def dead_latent_loss(
     proportion when fewer than k_aux latents are dead. Gradients reach the encoder and the decoder.
 
     Args:
-        hidden_pre: Pre-activations, (batch, width).
-        W_dec: Decoder rows that belong to them, (width, d_in).
+        hidden_pre: Pre-activations of the dead latents, (batch, dead).
+        W_dec: Decoder rows of the dead latents, (dead, d_in).
         residual: What is left to explain, (batch, d_in); no gradient flows into it.
-        dead: Mask of the dead latents, (width,), at least one.
         k_aux: Dead latents per token, at most.
+        norm: Factor of each latent when they are ranked, (dead,), or None for 1.
         row_scale: Factor that maps each row's reconstruction back to the residual's units, (batch,
             1), or None when they agree.
 
     Returns:
         Scalar, summed over dimensions and averaged over the batch.
     """
-    n_dead = int(dead.sum())
-    candidates = torch.where(dead, hidden_pre, -torch.inf)  # (batch, width)
-    strongest = candidates.topk(min(k_aux, n_dead), sorted=False)
-    acts = torch.zeros_like(hidden_pre).scatter(-1, strongest.indices, strongest.values)
+    n_dead, acts = hidden_pre.shape[-1], hidden_pre
+    if k_aux < n_dead:
+        rank = hidden_pre.detach() if norm is None else hidden_pre.detach() * norm
+        strongest = rank.topk(k_aux, sorted=False).indices
+        acts = acts * torch.zeros_like(rank).scatter_(-1, strongest, 1.0)
     reconstruction = acts @ W_dec
     if row_scale is not None:
         reconstruction = reconstruction * row_scale

@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 import torch
 from sae_lens.saes.jumprelu_sae import Step
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from sae_lens_matryoshka import engine, objective
@@ -16,6 +17,9 @@ L1_CONTROLLER_RATE = 3e-4
 
 # Share of the newest batch in the running threshold that is logged and kept in checkpoints.
 THRESHOLD_RATE = 0.1
+
+# Largest (tokens, dead latents) block of the auxiliary loss: 256 MiB in float32.
+MAX_AUX_ELEMENTS = 2**26
 
 Metrics = dict[str, torch.Tensor | float | int | Callable[[], torch.Tensor | float | int]]
 
@@ -75,32 +79,28 @@ class MatryoshkaTrainingSAE(NestedSAE):
         """
         cfg, x = self.cfg, step_input.sae_in
         self._prepare_parameters(x)
-        feature_acts, hidden_pre = self.encode_with_hidden_pre(x)
+        code = self.encode_to_code(x)
+        feature_acts, hidden_pre = code.tensors()
 
         prefixes = self._prefixes(step_input.n_training_steps)
         weights = objective.level_weights(len(prefixes), cfg.level_weights, cfg.level_weight_mu)
         reported = cfg.widths if step_input.is_logging_step else []
         widths = sorted({*prefixes, *reported})
-        recons = engine.nested_decode(
-            feature_acts, self.decoder(), self.b_dec, widths
-        )  # (widths, batch, d_in)
+        recons = code.nested_decode(self.W_dec, self.b_dec, widths)  # (widths, batch, d_in)
         # one call for all levels: it forgets the rows' statistics afterwards
         recons = self.run_time_activation_norm_fn_out(self.hook_sae_recons(recons))
         nested = _select(recons, widths, prefixes)
 
         errors = objective.nested_squared_error(x, nested)  # (prefixes,)
-        losses = self._sparsity_loss(
-            step_input, feature_acts, hidden_pre, prefixes, weights
-        ) | self.calculate_aux_loss(step_input, feature_acts, hidden_pre, nested)
+        losses = self._sparsity_loss(step_input, code, prefixes, weights)
+        losses |= self.calculate_aux_loss(step_input, feature_acts, hidden_pre, nested)
         loss = (errors * errors.new_tensor(weights)).sum() + sum(losses.values())
         _require_finite(loss, step_input)
-        self._follow(step_input, feature_acts)
+        self._follow(step_input, code)
 
         metrics = self._threshold_metrics()
         if reported:
-            metrics |= self._level_metrics(
-                step_input, feature_acts, _select(recons, widths, reported)
-            )
+            metrics |= self._level_metrics(step_input, code, _select(recons, widths, reported))
         return TrainStepOutput(
             sae_in=x,
             sae_out=nested[-1],
@@ -133,21 +133,20 @@ class MatryoshkaTrainingSAE(NestedSAE):
 
     @_not_compiled
     @torch.no_grad()
-    def _follow(self, step_input: TrainStepInput, feature_acts: torch.Tensor) -> None:
+    def _follow(self, step_input: TrainStepInput, code: engine.Code) -> None:
         """Update what is not a parameter: the running threshold, the L1 controller."""
         cfg = self.cfg
         if cfg.activation != "topk" and cfg.wanted_l0 is not None:
             self.recent_activations.add(step_input.sae_in)
         if cfg.activation == "batchtopk":
-            fired = feature_acts[feature_acts > 0]
-            if len(fired):
-                smallest = fired.min().double()
+            smallest = code.smallest_active().double()
+            if smallest < torch.inf:
                 old = self.topk_threshold if self.topk_threshold > 0 else smallest
                 self.topk_threshold.copy_(old + THRESHOLD_RATE * (smallest - old))
         if cfg.activation == "relu" and cfg.target_l0 is not None:
             if step_input.coefficients["l1"] < cast(float, cfg.l1_coefficient):
                 return  # still warming up: L0 says nothing about the final weight yet
-            l0 = (feature_acts > 0).sum(dim=-1).float().mean()
+            l0 = code.firing_counts.sum() / len(step_input.sae_in)
             too_many = l0 > cfg.target_l0
             self.l1_scale *= 1 + L1_CONTROLLER_RATE if too_many else 1 - L1_CONTROLLER_RATE
 
@@ -166,56 +165,78 @@ class MatryoshkaTrainingSAE(NestedSAE):
 
         Args:
             step_input: The batch, (batch, d_in), and the trainer's mask of dead latents.
-            feature_acts: Activations, (batch, d_sae).
-            hidden_pre: Pre-activations, (batch, d_sae).
+            feature_acts: Not needed.
+            hidden_pre: Not needed: only the dead latents are encoded again.
             sae_out: Every level's reconstruction, (levels, batch, d_in), or, for the global loss, the
                 outermost level's alone, (batch, d_in).
         """
-        cfg, x = self.cfg, step_input.sae_in
-        recons = sae_out if sae_out.dim() == 3 else sae_out[None]
+        cfg = self.cfg
         if cfg.aux_loss == "none":
             return {}
+        recons = sae_out if sae_out.dim() == 3 else sae_out[None]
         dead = step_input.dead_neuron_mask
         loss = sae_out.new_tensor(0.0)
         if dead is not None and dead.any():
             if cfg.aux_loss == "global":
                 groups = [(0, cfg.d_sae, recons[-1])]
             else:
-                groups = list(zip([0, *cfg.widths[:-1]], cfg.widths, recons, strict=True))
-            decoder, k_aux = self.decoder(), cfg.k_aux or max(1, cfg.d_in // 2)
-            scale = objective.row_scale(x, cfg.normalize_activations)
+                groups = zip([0, *cfg.widths[:-1]], cfg.widths, recons, strict=True)
             for lo, hi, reconstruction in groups:
-                if dead[lo:hi].any():
-                    loss = loss + objective.dead_latent_loss(
-                        hidden_pre[:, lo:hi],
-                        decoder[lo:hi],
-                        x - reconstruction,
-                        dead[lo:hi],
-                        k_aux,
-                        scale,
-                    )
+                group = lo + dead[lo:hi].nonzero().squeeze(1)  # (dead,)
+                if len(group):
+                    loss = loss + self._dead_latent_loss(step_input.sae_in, group, reconstruction)
         coefficient = 1.0 if cfg.aux_loss_coefficient is None else cfg.aux_loss_coefficient
         return {"auxiliary_reconstruction_loss": coefficient * loss}
+
+    def _dead_latent_loss(
+        self, x: torch.Tensor, dead: torch.Tensor, reconstruction: torch.Tensor
+    ) -> torch.Tensor:
+        """How well the dead latents, given by index, reconstruct what is left of x."""
+        cfg = self.cfg
+        sae_in, b_enc = self._encoder_input(x)
+        W_enc, b_enc, W_dec = self.W_enc[:, dead], b_enc[dead], self.W_dec[dead]
+        norm = W_dec.detach().norm(dim=-1) if cfg.rescale_acts_by_decoder_norm else None
+        k_aux = cfg.k_aux or max(1, cfg.d_in // 2)
+        scale = objective.row_scale(x, cfg.normalize_activations)
+
+        def loss_of(rows: slice) -> torch.Tensor:
+            return objective.dead_latent_loss(
+                sae_in[rows] @ W_enc + b_enc,
+                W_dec,
+                x[rows] - reconstruction[rows],
+                k_aux,
+                norm,
+                None if scale is None else scale[rows],
+            )
+
+        # where most of a wide dictionary is dead, (batch, dead) would not fit into memory
+        size = max(1, MAX_AUX_ELEMENTS // len(dead))
+        if size >= len(x):
+            return loss_of(slice(None))
+        losses = [
+            checkpoint(loss_of, slice(lo, lo + size), use_reentrant=False)
+            * (min(size, len(x) - lo) / len(x))
+            for lo in range(0, len(x), size)
+        ]
+        return torch.stack(losses).sum()
 
     def _sparsity_loss(
         self,
         step_input: TrainStepInput,
-        feature_acts: torch.Tensor,
-        hidden_pre: torch.Tensor,
+        code: engine.Code,
         prefixes: list[int],
         weights: list[float],
     ) -> dict[str, torch.Tensor]:
         cfg, coefficients = self.cfg, step_input.coefficients
         if cfg.activation == "relu":
-            if not cfg.rescale_acts_by_decoder_norm:
-                feature_acts = feature_acts * self.W_dec.norm(dim=-1)
             coefficient = coefficients["l1"]
             if cfg.target_l0 is not None:
                 coefficient = coefficient * self.l1_scale.item()
-            l1 = objective.nested_l1(feature_acts, prefixes, weights)
+            sums = code.latent_sums() * self.W_dec.norm(dim=-1)  # (d_sae,)
+            l1 = objective.nested_l1(sums, prefixes, weights) / len(step_input.sae_in)
             return {"l1_loss": coefficient * l1}
         if cfg.activation == "jumprelu":
-            l0 = self._with_threshold(Step, hidden_pre).sum(dim=-1)  # (batch,)
+            l0 = code.token_sums(self.with_thresholds(Step, code))  # (batch,)
             if cfg.target_l0 is not None:  # Gemma Scope 2
                 l0 = 2 / cfg.target_l0 * (l0 - cfg.target_l0) ** 2
             return {"l0_loss": coefficients["l0"] * l0.mean()}
@@ -240,17 +261,17 @@ class MatryoshkaTrainingSAE(NestedSAE):
     def _level_metrics(
         self,
         step_input: TrainStepInput,
-        feature_acts: torch.Tensor,
+        code: engine.Code,
         recons: torch.Tensor,
     ) -> Metrics:
-        fired = feature_acts > 0  # (batch, d_sae)
+        fired = code.firing_counts  # (d_sae,)
         fvu = objective.fraction_of_variance_unexplained(step_input.sae_in, recons)
         metrics: Metrics = {}
         for level, width in enumerate(self.cfg.widths):
             name = f"level_{level}_width_{width}"
             metrics[f"{name}/fvu"] = fvu[level]
-            metrics[f"{name}/l0"] = fired[:, :width].sum(dim=-1).float().mean()
-            metrics[f"{name}/active"] = fired[:, :width].any(dim=0).float().mean()
+            metrics[f"{name}/l0"] = fired[:width].sum() / len(step_input.sae_in)
+            metrics[f"{name}/active"] = (fired[:width] > 0).float().mean()
             if step_input.dead_neuron_mask is not None:
                 metrics[f"{name}/dead"] = step_input.dead_neuron_mask[:width].sum()
         return metrics

@@ -71,52 +71,68 @@ def test_fraction_of_variance_unexplained():
 def test_nested_l1_counts_a_latent_in_every_level_that_holds_it():
     acts = torch.rand(7, 6)
     expected = sum(
-        weight * acts[:, :width].sum(dim=-1).mean()
+        weight * acts[:, :width].sum()
         for width, weight in zip([1, 4, 6], [0.5, 2.0, 1.0])
     )
-    actual = objective.nested_l1(acts, [1, 4, 6], [0.5, 2.0, 1.0])
+    actual = objective.nested_l1(acts.sum(dim=0), [1, 4, 6], [0.5, 2.0, 1.0])
     torch.testing.assert_close(actual, expected)
 
 
+class TestNestedSquaredError:
+    def test_against_the_definition(self):
+        x, recons = torch.randn(7, 3), torch.randn(2, 7, 3)
+        expected = [((recons[level] - x) ** 2).sum().item() / 7 for level in range(2)]
+        assert objective.nested_squared_error(x, recons).tolist() == pytest.approx(expected)
+
+    def test_gradients_by_finite_differences(self):
+        x = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
+        recons = torch.randn(2, 4, 3, dtype=torch.double, requires_grad=True)
+        assert torch.autograd.gradcheck(objective.nested_squared_error, (x, recons))
+
+    def test_a_perfect_reconstruction_has_gradient_zero(self):
+        recons = torch.ones(1, 4, 3, requires_grad=True)
+        objective.nested_squared_error(torch.ones(4, 3), recons).sum().backward()
+        assert recons.grad is not None and not recons.grad.any()
+
+
 class TestDeadLatentLoss:
-    def test_against_a_loop(self):
+    @pytest.mark.parametrize("with_norm", [False, True])
+    def test_against_a_loop(self, with_norm):
         torch.manual_seed(0)
-        hidden_pre, W_dec = torch.randn(5, 8), torch.randn(8, 3)
-        residual = torch.randn(5, 3)
-        dead = torch.tensor([1, 0, 1, 1, 0, 1, 1, 0]).bool()
+        hidden_pre, W_dec, residual = torch.randn(5, 4), torch.randn(4, 3), torch.randn(5, 3)
+        norm = torch.rand(4) + 0.1
         expected = 0.0
         for row in range(5):
-            ranked = sorted(dead.nonzero().flatten().tolist(), key=lambda j: -hidden_pre[row, j])
+            score = hidden_pre[row] * norm if with_norm else hidden_pre[row]
+            ranked = sorted(range(4), key=lambda j: -score[j])
             recon = sum(hidden_pre[row, j] * W_dec[j] for j in ranked[:2])
             expected += (recon - residual[row]).pow(2).sum() / 5
-        actual = objective.dead_latent_loss(hidden_pre, W_dec, residual, dead, k_aux=2)
+        actual = objective.dead_latent_loss(
+            hidden_pre, W_dec, residual, k_aux=2, norm=norm if with_norm else None
+        )
         torch.testing.assert_close(actual, expected)
 
     def test_shrinks_when_fewer_than_k_aux_are_dead(self):
-        hidden_pre, W_dec = torch.randn(5, 8), torch.randn(8, 3)
-        dead = torch.zeros(8).bool()
-        dead[3] = True
-        few = objective.dead_latent_loss(hidden_pre, W_dec, torch.ones(5, 3), dead, k_aux=4)
-        one = objective.dead_latent_loss(hidden_pre, W_dec, torch.ones(5, 3), dead, k_aux=1)
+        hidden_pre, W_dec = torch.randn(5, 1), torch.randn(1, 3)
+        few = objective.dead_latent_loss(hidden_pre, W_dec, torch.ones(5, 3), k_aux=4)
+        one = objective.dead_latent_loss(hidden_pre, W_dec, torch.ones(5, 3), k_aux=1)
         torch.testing.assert_close(few, one / 4)
 
     def test_gradient_reaches_encoder_and_decoder_but_not_the_residual(self):
-        hidden_pre = torch.randn(5, 8, requires_grad=True)
-        W_dec = torch.randn(8, 3, requires_grad=True)
-        residual = torch.randn(5, 3, requires_grad=True)
-        dead = torch.arange(8) < 3
-        objective.dead_latent_loss(hidden_pre, W_dec, residual, dead, 2).backward()
+        hidden_pre = torch.tensor([[3.0, -1.0, 2.0], [0.0, 5.0, 1.0]], requires_grad=True)
+        W_dec = torch.randn(3, 3, requires_grad=True)
+        residual = torch.randn(2, 3, requires_grad=True)
+        objective.dead_latent_loss(hidden_pre, W_dec, residual, k_aux=2).backward()
         assert residual.grad is None
-        for tensor, latents in ((hidden_pre.grad, 1), (W_dec.grad, 0)):
-            assert tensor is not None
-            assert tensor.narrow(latents, 0, 3).abs().sum() > 0
-            assert tensor.narrow(latents, 3, 5).abs().sum() == 0
+        assert W_dec.grad is not None and W_dec.grad.abs().sum() > 0
+        assert hidden_pre.grad is not None
+        assert (hidden_pre.grad != 0).tolist() == [[True, False, True], [False, True, True]]
 
     def test_row_scale_maps_back_before_the_residual(self):
         hidden_pre, W_dec = torch.randn(5, 8), torch.randn(8, 3)
-        dead, scale = torch.ones(8).bool(), torch.rand(5, 1) + 0.5
+        scale = torch.rand(5, 1) + 0.5
         residual = (hidden_pre @ W_dec) * scale
-        loss = objective.dead_latent_loss(hidden_pre, W_dec, residual, dead, 8, scale)
+        loss = objective.dead_latent_loss(hidden_pre, W_dec, residual, 8, row_scale=scale)
         assert loss < 1e-10
 
 

@@ -17,10 +17,22 @@ from sae_lens import (
 )
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 
-from sae_lens_matryoshka import MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig, objective
+from sae_lens_matryoshka import (
+    MatryoshkaTrainingSAE,
+    MatryoshkaTrainingSAEConfig,
+    engine,
+    objective,
+)
 
 D_IN, D_SAE, BATCH = 12, 40, 24
 WIDTHS = [4, 15, 40]
+
+
+@pytest.fixture(autouse=True, params=["dense", "sparse"])
+def path(request):
+    """Every statement of this file holds for both of the engine's paths."""
+    with engine.using(request.param):
+        yield request.param
 
 
 def new_sae(**options) -> MatryoshkaTrainingSAE:
@@ -50,7 +62,10 @@ def some_dead(share: float = 0.3) -> torch.Tensor:
 def step(sae: TrainingSAE, x: torch.Tensor, dead=None, log: bool = False) -> TrainStepOutput:
     coefficients = {name: c.value for name, c in sae.get_coefficients().items()}
     dead = torch.zeros(sae.cfg.d_sae, dtype=torch.bool) if dead is None else dead
-    return sae.training_forward_pass(TrainStepInput(x, coefficients, dead, 7, log))
+    output = sae.training_forward_pass(TrainStepInput(x, coefficients, dead, 7, log))
+    output.feature_acts = output.feature_acts.to_dense()
+    output.hidden_pre = output.hidden_pre.to_dense()
+    return output
 
 
 def assert_same_step(ours: TrainingSAE, theirs: TrainingSAE, dead=None, x=None) -> None:

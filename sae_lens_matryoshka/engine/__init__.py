@@ -1,8 +1,104 @@
-"""The numerical heart: pick the batch's top activations and decode them nested.
+"""The numerical heart: pick the batch's active latents, decode them nested, differentiate.
 
-Knows tensors, not SAELens. `dense` is the definition of the numbers.
+Knows tensors, not SAELens. `dense` is the definition of the numbers, `sparse` computes the same
+ones from the active latents alone. `Engine` takes the faster of the two.
 """
 
-from sae_lens_matryoshka.engine.dense import batch_top_k, nested_decode, token_top_k
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
-__all__ = ["batch_top_k", "nested_decode", "token_top_k"]
+import torch
+
+from sae_lens_matryoshka.engine import selection, sparse
+from sae_lens_matryoshka.engine.dense import DenseCode, batch_top_k, nested_decode, token_top_k
+from sae_lens_matryoshka.engine.selection import Encoder, Entries
+from sae_lens_matryoshka.engine.sparse import SparseCode, shifted_bias
+
+__all__ = [
+    "Code",
+    "DenseCode",
+    "Encoder",
+    "Engine",
+    "Path",
+    "SparseCode",
+    "batch_top_k",
+    "nested_decode",
+    "shifted_bias",
+    "token_top_k",
+    "using",
+]
+
+Code = DenseCode | SparseCode
+Path = Literal["auto", "sparse", "dense"]
+
+# Share of active entries up to which the sparse path is the faster one; measured by
+# `python -m benchmarks.crossover`, docs/results/step.md.
+CROSSOVER = 0.03
+
+_path: Path = "auto"
+
+
+@contextmanager
+def using(path: Path) -> Iterator[None]:
+    """Take one path for all steps inside the `with`, whatever their shape; to compare them."""
+    global _path
+    before, _path = _path, path
+    try:
+        yield
+    finally:
+        _path = before
+
+
+class Engine:
+    """Encodes batches by the faster path.
+
+    Remembers what the last batch showed. That decides how long the next one takes, never its
+    numbers, so none of it is saved.
+    """
+
+    def __init__(self) -> None:
+        self._cut = 0.0
+        self._density = 1.0
+
+    def batch_top_k(self, encoder: Encoder, k: float) -> SparseCode | None:
+        """The sparse code of the batch's top k; None where the dense path is to be taken."""
+        if not _sparse_pays(k / encoder.shape[1]):
+            return None
+        with torch.no_grad():
+            # one step's threshold is close to the next one's
+            entries = selection.batch_top_k(encoder, k, guess=0.97 * self._cut)
+            self._cut = entries.hidden_pre.min().item() if len(entries) else 0.0
+        return sparse.encode(encoder, entries)
+
+    def token_top_k(self, encoder: Encoder, k: int) -> SparseCode | None:
+        """The sparse code of each token's top k; None where the dense path is to be taken."""
+        if not _sparse_pays(k / encoder.shape[1]):
+            return None
+        with torch.no_grad():
+            entries = selection.token_top_k(encoder, k)
+        return sparse.encode(encoder, entries)
+
+    def above(self, encoder: Encoder, thresholds: torch.Tensor | float) -> SparseCode | None:
+        """The sparse code of all that exceeds thresholds; None where the dense path is to be taken.
+
+        Tell `observe` how many entries the dense path found, so that this is tried again.
+        """
+        if not _sparse_pays(self._density):
+            return None
+        n = encoder.shape[0] * encoder.shape[1]
+        limit = n if _path == "sparse" else int(CROSSOVER * n)
+        with torch.no_grad():
+            entries: Entries | None = selection.above(encoder, thresholds, limit)
+        if entries is None:
+            return None
+        self._density = len(entries) / n
+        return sparse.encode(encoder, entries)
+
+    def observe(self, density: float) -> None:
+        """Remember which share of the entries exceeded the thresholds."""
+        self._density = density
+
+
+def _sparse_pays(density: float) -> bool:
+    return density <= CROSSOVER if _path == "auto" else _path == "sparse"

@@ -1,8 +1,64 @@
 """The definition of the numbers, in plain torch: select the active latents, decode them nested."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
+
+
+class DenseCode:
+    """Activations of a batch with every entry, zero or not; the counterpart of `SparseCode`.
+
+    Args:
+        acts: Activations, times the norms, (batch, d_sae).
+        hidden_pre: Pre-activations, times the norms, (batch, d_sae).
+        norm: The norms that both carry and that decoding takes out again, (d_sae,), or None.
+    """
+
+    def __init__(self, acts: torch.Tensor, hidden_pre: torch.Tensor, norm: torch.Tensor | None):
+        self.acts = acts
+        self.hidden_pre = hidden_pre
+        self._norm = None if norm is None else norm.clamp(min=1e-8)
+
+    def at(self, per_latent: torch.Tensor) -> torch.Tensor:
+        """A value per latent, (d_sae,), for use with every entry."""
+        return per_latent
+
+    def token_sums(self, per_entry: torch.Tensor) -> torch.Tensor:
+        """Values of the entries, (batch, d_sae), summed per token, (batch,)."""
+        return per_entry.sum(dim=-1)
+
+    def latent_sums(self) -> torch.Tensor:
+        """Activations without the norms' factor, summed over the batch, (d_sae,)."""
+        sums = self.acts.sum(dim=0)
+        return sums if self._norm is None else sums / self._norm
+
+    def nested_decode(
+        self, W_dec: torch.Tensor, b_dec: torch.Tensor, widths: Sequence[int]
+    ) -> torch.Tensor:
+        """Every level's reconstruction, (levels, batch, d_in).
+
+        Args:
+            W_dec: The decoder as it is trained, (d_sae, d_in).
+            b_dec: (d_in,)
+            widths: Nested widths, increasing, the last one d_sae.
+        """
+        decoder = W_dec if self._norm is None else W_dec / self._norm[:, None]
+        return nested_decode(self.acts, decoder, b_dec, widths)
+
+    @cached_property
+    def firing_counts(self) -> torch.Tensor:
+        """On how many tokens of the batch each latent is active, (d_sae,)."""
+        return (self.acts.detach() > 0).sum(dim=0).float()
+
+    def smallest_active(self) -> torch.Tensor:
+        """The smallest positive activation; infinity if there is none."""
+        acts = self.acts.detach()
+        return torch.where(acts > 0, acts, torch.inf).min()
+
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Activations and pre-activations, (batch, d_sae)."""
+        return self.acts, self.hidden_pre
 
 
 def batch_top_k(hidden_pre: torch.Tensor, k: float) -> torch.Tensor:
@@ -13,12 +69,28 @@ def batch_top_k(hidden_pre: torch.Tensor, k: float) -> torch.Tensor:
         k: Active latents per token, on average; k * batch is rounded down.
 
     Returns:
-        Activations, (..., d_sae).
+        Activations, (..., d_sae); ties at the cut go to the earlier tokens, then to the smaller
+        latents.
     """
     acts = hidden_pre.relu().flatten()
     n_active = int(k * hidden_pre.shape[:-1].numel())
+    if n_active == 0:
+        return torch.zeros_like(hidden_pre)
     top = acts.topk(n_active, sorted=False)
-    return torch.zeros_like(acts).scatter(-1, top.indices, top.values).view_as(hidden_pre)
+    indices = _earlier_ties(acts.detach(), top.values.detach(), top.indices)
+    return torch.zeros_like(acts).scatter(-1, indices, acts[indices]).view_as(hidden_pre)
+
+
+def _earlier_ties(
+    acts: torch.Tensor, values: torch.Tensor, indices: torch.Tensor
+) -> torch.Tensor:
+    """The indices of a top-k, with the first of the entries that tie at its cut."""
+    cut = values.min()
+    chosen = values == cut
+    ties = (acts == cut).nonzero().squeeze(1)  # in order
+    if cut == 0 or len(ties) == chosen.sum():  # zeros stay zeros
+        return indices
+    return indices.masked_scatter(chosen, ties[: int(chosen.sum())])
 
 
 def token_top_k(hidden_pre: torch.Tensor, k: int) -> torch.Tensor:
@@ -29,7 +101,7 @@ def token_top_k(hidden_pre: torch.Tensor, k: int) -> torch.Tensor:
         k: Active latents per token.
 
     Returns:
-        Activations, (..., d_sae).
+        Activations, (..., d_sae); which of several equal ones is kept is not defined.
     """
     top = hidden_pre.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(hidden_pre).scatter(-1, top.indices, top.values.relu())

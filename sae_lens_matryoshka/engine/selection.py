@@ -1,0 +1,218 @@
+"""Which latents are active: found block by block, so that batch x d_sae never exists as a whole.
+
+A block of the encoder's product is compared with bounds below which nothing can be active; only
+the few entries that reach them are looked at again, with the numbers of `engine.dense`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from sae_lens_matryoshka.engine import kernels
+
+# Entries of the encoder's product that exist at a time: 16 MiB in float32, about a processor's cache.
+BLOCK_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What turns activations into pre-activations: (x @ W_enc + b_enc) * norm.
+
+    Args:
+        x: Activations of the model, (batch, d_in).
+        W_enc: (d_in, d_sae).
+        b_enc: (d_sae,).
+        norm: Factor of each latent's pre-activation, (d_sae,), or None for 1.
+    """
+
+    x: torch.Tensor
+    W_enc: torch.Tensor
+    b_enc: torch.Tensor
+    norm: torch.Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(batch, d_sae)"""
+        return len(self.x), len(self.b_enc)
+
+    @property
+    def matmul_dtype(self) -> torch.dtype:
+        """The dtype that a matmul has here: under autocast not the tensors' own."""
+        device_type = self.x.device.type
+        if torch.is_autocast_enabled(device_type) and self.x.dtype != torch.float64:
+            return torch.get_autocast_dtype(device_type)
+        return self.x.dtype
+
+    def latent_blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Blocks of (x @ W_enc).T, (latents, batch), each with its first latent; reused memory."""
+        batch, d_sae = self.shape
+        dtype = self.matmul_dtype
+        size = min(d_sae, max(1, BLOCK_ELEMENTS // batch))
+        x = self.x.to(dtype).T
+        buffer = x.new_empty(size, batch)
+        for lo in range(0, d_sae, size):
+            weights = self.W_enc[:, lo : lo + size].to(dtype).T
+            yield lo, torch.mm(weights, x, out=buffer[: len(weights)])
+
+    def token_blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Blocks of pre-activations, (tokens, d_sae), each with its first token."""
+        batch, d_sae = self.shape
+        size = min(batch, max(1, BLOCK_ELEMENTS // d_sae))
+        W_enc = self.W_enc.to(self.matmul_dtype)
+        for lo in range(0, batch, size):
+            hidden_pre = self.x[lo : lo + size].to(W_enc.dtype) @ W_enc + self.b_enc
+            yield lo, hidden_pre if self.norm is None else hidden_pre.mul_(self.norm)
+
+    def bounds(self, least: torch.Tensor | float) -> torch.Tensor:
+        """What x @ W_enc must reach for a pre-activation of `least`, (d_sae,), a little less.
+
+        The difference pays for rounding here and in the pre-activation: four roundings of values
+        no larger than the two terms.
+        """
+        per_norm = torch.zeros_like(self.b_enc) + least
+        if self.norm is not None:
+            per_norm = per_norm / self.norm
+            # a norm of zero leaves zero, which exceeds no threshold but a negative one
+            per_norm = per_norm.masked_fill((self.norm == 0) & per_norm.isnan(), torch.inf)
+        slack = 8 * torch.finfo(per_norm.dtype).eps * (per_norm.abs() + self.b_enc.abs())
+        bounds = per_norm - self.b_enc - slack.nan_to_num(posinf=0.0)
+        dtype = self.matmul_dtype
+        if torch.finfo(dtype).eps > torch.finfo(bounds.dtype).eps:
+            # round down
+            bounds = bounds - torch.finfo(dtype).eps * bounds.abs().nan_to_num(posinf=0.0)
+        return bounds.to(dtype)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Entries of (batch, d_sae), ordered by latent, then by token.
+
+    Args:
+        latents: (entries,)
+        tokens: (entries,)
+        hidden_pre: Their pre-activations, times the norms, (entries,).
+    """
+
+    latents: torch.Tensor
+    tokens: torch.Tensor
+    hidden_pre: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, which: torch.Tensor) -> "Entries":
+        return Entries(self.latents[which], self.tokens[which], self.hidden_pre[which])
+
+    @staticmethod
+    def joined(parts: list["Entries"]) -> "Entries":
+        """Parts in the order of their latents as one."""
+        if len(parts) == 1:
+            return parts[0]
+        return Entries(
+            torch.cat([part.latents for part in parts]),
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.hidden_pre for part in parts]),
+        )
+
+
+def above(encoder: Encoder, thresholds: torch.Tensor | float, limit: int) -> Entries | None:
+    """Entries whose pre-activation exceeds their latent's threshold.
+
+    Args:
+        encoder: Gives the pre-activations.
+        thresholds: (d_sae,), or one for all.
+        limit: Give up beyond this number of entries.
+
+    Returns:
+        The entries, or None if there are more than `limit`.
+    """
+    bounds = encoder.bounds(thresholds)
+    parts, found = [], 0
+    for lo, block in encoder.latent_blocks():
+        part = _entries(encoder, lo, block, bounds)
+        least = thresholds if isinstance(thresholds, float) else thresholds[part.latents]
+        part = part[~(part.hidden_pre <= least)]  # NaN stays
+        parts.append(part)
+        found += len(part)
+        if found > limit:
+            return None
+    return Entries.joined(parts)
+
+
+def batch_top_k(encoder: Encoder, k: float, guess: float = 0.0) -> Entries:
+    """The k * batch largest positive pre-activations of the whole batch, exactly.
+
+    Args:
+        encoder: Gives the pre-activations.
+        k: Active latents per token, on average.
+        guess: Lower bound of the smallest winner, 0 if nothing is known. Only the time taken
+            depends on it: with a guess that is too high the search starts over.
+
+    Returns:
+        The entries; ties at the cut go to the earlier tokens, then to the smaller latents.
+    """
+    wanted = int(k * encoder.shape[0])
+    cut = guess
+    bounds = encoder.bounds(cut)
+    parts, found = [], 0
+    for lo, block in encoder.latent_blocks():
+        part = _entries(encoder, lo, block, bounds)
+        parts.append(part)
+        found += len(part)
+        if found > 4 * wanted:
+            parts = [largest(Entries.joined(parts), wanted, encoder.shape[1])]
+            found = len(parts[0])
+            if found == wanted > 0:
+                cut = max(cut, parts[0].hidden_pre.min().item())
+                bounds = encoder.bounds(cut)
+    winners = largest(Entries.joined(parts), wanted, encoder.shape[1])
+    if guess > 0 and (len(winners) < wanted or (winners.hidden_pre < guess).any()):
+        return batch_top_k(encoder, k)  # the guess was too high: winners may be below it
+    return winners
+
+
+def token_top_k(encoder: Encoder, k: int) -> Entries:
+    """The k largest pre-activations of each token, as far as they are positive.
+
+    Args:
+        encoder: Gives the pre-activations.
+        k: Active latents per token.
+
+    Returns:
+        The entries; which of several equal ones is taken is not defined.
+    """
+    parts = []
+    for lo, hidden_pre in encoder.token_blocks():
+        top = hidden_pre.topk(k, dim=-1, sorted=False)
+        token, place = (~(top.values <= 0)).nonzero(as_tuple=True)
+        parts.append(Entries(top.indices[token, place], lo + token, top.values[token, place]))
+    entries = Entries.joined(parts)
+    return entries[(entries.latents * encoder.shape[0] + entries.tokens).argsort()]
+
+
+def largest(entries: Entries, n: int, d_sae: int) -> Entries:
+    """The n largest positive entries; ties go to earlier tokens, then to smaller latents."""
+    if len(entries) <= n or n == 0:
+        return entries[~(entries.hidden_pre <= 0)][:n]  # NaN stays
+    rank = entries.hidden_pre.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    cut = rank.topk(n, sorted=False).values.min()
+    keep = rank > cut
+    ties = (rank == cut).nonzero().squeeze(1)
+    places = n - int(keep.sum())
+    if places < len(ties):
+        order = entries.tokens[ties] * d_sae + entries.latents[ties]
+        ties = ties[order.topk(places, largest=False, sorted=False).indices]
+    keep[ties] = True
+    return entries[keep & ~(entries.hidden_pre <= 0)]
+
+
+def _entries(encoder: Encoder, lo: int, block: torch.Tensor, bounds: torch.Tensor) -> Entries:
+    """The entries of a latent block that reach their bounds, with their pre-activations."""
+    found = kernels.not_below(block, bounds[lo : lo + len(block)])
+    latents = found // block.shape[1] + lo
+    tokens = found % block.shape[1]
+    hidden_pre = block.view(-1)[found] + encoder.b_enc[latents]
+    if encoder.norm is not None:
+        hidden_pre = hidden_pre * encoder.norm[latents]
+    return Entries(latents, tokens, hidden_pre)
