@@ -1,6 +1,7 @@
 """Thresholds that fire as often as wanted, counted on held-out activations."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -8,8 +9,12 @@ from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAE
 from sae_lens.saes.topk_sae import TopKSAE
 
+from sae_lens_matryoshka import engine
 from sae_lens_matryoshka.sae import MatryoshkaSAE, build, copy_of
-from sae_lens_matryoshka.threshold import row_blocks, thresholds_for_l0
+from sae_lens_matryoshka.threshold import thresholds_for_l0
+
+# Activations that are encoded together.
+TOKENS_AT_A_TIME = 8192
 
 T = TypeVar("T", MatryoshkaSAE, SAE[Any])
 
@@ -60,13 +65,13 @@ def calibrate_threshold(
             "SAE with as_jumprelu=True gets one."
         )
     rows = _one_row_per_token(copied, activations)
-    hidden_pre = (
-        copied.process_sae_in(block.to(copied.device)) @ copied.W_enc + copied.b_enc
-        for block in row_blocks(rows, copied.cfg.d_sae)
-    )
-    copied.threshold.data = thresholds_for_l0(
-        hidden_pre, len(rows), copied.threshold.data, target_l0
-    )
+
+    def encoders() -> Iterator[engine.Encoder]:
+        for block in rows.split(TOKENS_AT_A_TIME):
+            sae_in = copied.process_sae_in(block.to(copied.device))
+            yield engine.Encoder(sae_in, copied.W_enc, copied.b_enc, None)
+
+    copied.threshold.data = thresholds_for_l0(encoders, copied.threshold.data, target_l0)
     copied.cfg.metadata.l0 = target_l0
     copied.cfg.metadata.num_dead_features = None  # counted with the old thresholds
     if isinstance(sae, TopKSAE) and not sae.cfg.rescale_acts_by_decoder_norm:

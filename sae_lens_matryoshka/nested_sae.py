@@ -1,8 +1,8 @@
-"""What is trained: parameters, encode and decode, and the stock form that is saved."""
+"""What is trained: parameters, encode and decode."""
 
-import logging
+import dataclasses
 from abc import ABC
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -13,14 +13,7 @@ from typing_extensions import override
 
 from sae_lens_matryoshka import engine
 from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
-from sae_lens_matryoshka.threshold import (
-    RecentActivations,
-    UnreachableL0Error,
-    cut_for_count,
-    thresholds_for_l0,
-)
-
-logger = logging.getLogger(__name__)
+from sae_lens_matryoshka.threshold import RecentActivations
 
 # What keeps its own data type, whatever the SAE's.
 PRECISION = {
@@ -114,6 +107,26 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         return cast(torch.Tensor, function.apply(hidden_pre, threshold, bandwidth, False))
 
     @override
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Activations, times the decoder norms if rescale_acts_by_decoder_norm.
+
+        Args:
+            x: Activations of the model, (..., d_in).
+
+        Returns:
+            (..., d_sae)
+        """
+        if torch.is_grad_enabled() or self._is_observed(x):
+            return super().encode(x)
+        encoder = self.encoder(x)
+        rows = dataclasses.replace(encoder, x=encoder.x.reshape(-1, self.cfg.d_in))
+        code = self._sparse_code(rows)
+        if code is None:
+            return super().encode(x)
+        return code.tensors()[0].to_dense().view(*encoder.x.shape[:-1], -1)
+
+    @override
     def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Activations and pre-activations, times the decoder norms if rescale_acts_by_decoder_norm.
@@ -127,7 +140,7 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         sae_in = self.process_sae_in(x)
         hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
         if self.cfg.rescale_acts_by_decoder_norm:
-            hidden_pre = hidden_pre * self.W_dec.norm(dim=-1)
+            hidden_pre = hidden_pre * self.get_W_dec_norm()
         return self.hook_sae_acts_post(self.activation_fn(hidden_pre)), hidden_pre
 
     def encode_to_code(self, x: torch.Tensor) -> engine.Code:
@@ -138,23 +151,27 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         Args:
             x: Activations of the model, (batch, d_in).
         """
-        cfg = self.cfg
-        sae_in, b_enc = self._encoder_input(x)
-        norm = self.W_dec.detach().norm(dim=-1) if cfg.rescale_acts_by_decoder_norm else None
-        if not self._is_observed(x):
-            code = self._sparse_code(engine.Encoder(sae_in, self.W_enc, b_enc, norm))
-            if code is not None:
-                return code
-        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + b_enc)
-        if norm is not None:
-            hidden_pre = hidden_pre * norm  # its gradient cancels against the decoder's
+        encoder = self.encoder(x)
+        code = None if self._is_observed(x) else self._sparse_code(encoder)
+        if code is not None:
+            return code
+        hidden_pre = self.hook_sae_acts_pre(encoder.x @ encoder.W_enc + encoder.b_enc)
+        if encoder.norm is not None:
+            hidden_pre = hidden_pre * encoder.norm
         acts = self.hook_sae_acts_post(self.activation_fn(hidden_pre))
-        if not cfg.uses_top_k:
+        if not self.cfg.uses_top_k:
             found = (hidden_pre > self._least_of_interest()).sum()
             self._engine.observe(found.item() / hidden_pre.numel())
-        return engine.DenseCode(acts, hidden_pre, norm)
+        return engine.DenseCode(acts, hidden_pre, encoder.norm)
 
-    def _encoder_input(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encoder(self, x: torch.Tensor) -> engine.Encoder:
+        """What gives the pre-activations of x, (..., d_in); W_enc, b_enc and b_dec get gradients."""
+        sae_in, b_enc = self._input_and_bias(x)
+        # the norms' gradients through encoder and decoder cancel
+        norm = self.get_W_dec_norm().detach() if self.cfg.rescale_acts_by_decoder_norm else None
+        return engine.Encoder(sae_in, self.W_enc, b_enc, norm)
+
+    def _input_and_bias(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the encoder multiplies, (batch, d_in), and the bias that it adds, (d_sae,)."""
         sae_in = self.process_sae_in(x)
         if self._is_observed(x):
@@ -201,7 +218,7 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         """
         if not self.cfg.rescale_acts_by_decoder_norm:
             return self.W_dec
-        return self.W_dec / self.W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+        return self.W_dec / self.get_W_dec_norm()[:, None]
 
     @override
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
@@ -216,130 +233,3 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         """
         recons = self.hook_sae_recons(feature_acts @ self.decoder() + self.b_dec)
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
-
-    # ---- fold, save, load
-
-    @override
-    @torch.no_grad()
-    def fold_W_dec_norm(self) -> None:
-        """
-        Fold decoder norms into the encoder without changing the reconstructions.
-
-        Raises:
-            NotImplementedError: The top-k ranks pre-activations without their decoder norms, so that
-                folding would change which latents fire.
-        """
-        if not self.cfg.rescale_acts_by_decoder_norm:
-            if self.cfg.uses_top_k:
-                raise NotImplementedError(
-                    "Folding the decoder norms would change the top-k selection of an SAE with "
-                    "rescale_acts_by_decoder_norm=False."
-                )
-            if self.cfg.activation == "jumprelu":
-                self.threshold.data.mul_(self.get_W_dec_norm())
-        super().fold_W_dec_norm()
-
-    @override
-    @torch.no_grad()
-    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        super().fold_activation_norm_scaling_factor(scaling_factor)
-        if self.cfg.rescale_acts_by_decoder_norm:
-            # thresholds are in units of hidden_pre * |W_dec|, and W_dec was just divided
-            if self.cfg.activation == "batchtopk":
-                self.topk_threshold /= scaling_factor
-            if self.cfg.activation == "jumprelu":
-                self.threshold.data /= scaling_factor
-        self.recent_activations.transform(lambda x: x / scaling_factor)
-
-    @override
-    @torch.no_grad()
-    def fold_activation_whitening(
-        self,
-        mean: torch.Tensor,
-        whitening_matrix: torch.Tensor,
-        unwhitening_matrix: torch.Tensor,
-    ) -> None:
-        if self.cfg.rescale_acts_by_decoder_norm:
-            # unwhitening changes the norms, and with them the selection: fold them first
-            self.fold_W_dec_norm()
-            self.cfg.rescale_acts_by_decoder_norm = False
-        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
-
-        def unwhiten(z: torch.Tensor) -> torch.Tensor:
-            m = unwhitening_matrix.to(z.device)
-            return (z.to(m.dtype) @ m + mean.to(m)).to(z.dtype)
-
-        self.recent_activations.transform(unwhiten)
-
-    @override
-    @torch.no_grad()
-    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_saving_inference(state_dict)
-        for name in ("topk_threshold", "l1_scale", "b_dec_is_set", "prefix_seed"):
-            state_dict.pop(name, None)
-        if self.cfg.activation == "batchtopk":
-            state_dict["threshold"] = torch.full_like(self.b_enc, self._top_k_threshold())
-        if self.cfg.activation == "jumprelu":
-            state_dict["threshold"] = self._jumprelu_thresholds().to(self.dtype)
-        if self.cfg.activation == "relu":
-            self._warn_if_target_is_missed()
-        if self.cfg.rescale_acts_by_decoder_norm:
-            norm = self.get_W_dec_norm()
-            state_dict["W_enc"] = self.W_enc * norm
-            state_dict["b_enc"] = self.b_enc * norm
-            state_dict["W_dec"] = self.W_dec / norm[:, None]
-
-    def _recent_hidden_pre(self) -> Iterator[torch.Tensor]:
-        """Pre-activations of the last training activations under the present weights."""
-        for x in self.recent_activations.blocks(self.cfg.d_sae):
-            yield self.encode_with_hidden_pre(x.to(self.device))[1]
-
-    def _top_k_threshold(self) -> float:
-        """The threshold that k latents per token exceed on the last training activations."""
-        tokens = len(self.recent_activations)
-        if tokens == 0:  # as after loading a checkpoint
-            return self.topk_threshold.item()
-        count = round(cast(float, self.cfg.k) * tokens)
-        return cut_for_count(self._recent_hidden_pre(), count)
-
-    def _jumprelu_thresholds(self) -> torch.Tensor:
-        """The learned thresholds, scaled by one factor to meet target_l0 if that is set."""
-        thresholds, target_l0 = self.threshold.clamp(min=0.0), self.cfg.target_l0
-        tokens = len(self.recent_activations)
-        if target_l0 is None or tokens == 0:
-            return thresholds
-        try:
-            return thresholds_for_l0(self._recent_hidden_pre(), tokens, thresholds, target_l0)
-        except UnreachableL0Error as error:
-            logger.warning("%s The thresholds are saved as they were learned.", error)
-            return thresholds
-
-    def _warn_if_target_is_missed(self) -> None:
-        tokens, target_l0 = len(self.recent_activations), self.cfg.target_l0
-        if target_l0 is None or tokens == 0:
-            return
-        fired = sum((hidden_pre > 0).sum() for hidden_pre in self._recent_hidden_pre())
-        l0 = float(fired) / tokens
-        if abs(l0 / target_l0 - 1) > 0.05:
-            reached = cast(float, self.cfg.l1_coefficient) * self.l1_scale.item()
-            logger.warning(
-                "L0 is %.4g, not target_l0=%.4g: the controller has not arrived. Train longer, or "
-                "start from an l1_coefficient %s %.3g, where this run ended.",
-                l0,
-                target_l0,
-                "above" if l0 > target_l0 else "below",
-                reached,
-            )
-
-    @override
-    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_loading(state_dict)
-        shape = tuple(state_dict["W_dec"].shape)
-        if shape != (self.cfg.d_sae, self.cfg.d_in):
-            raise ValueError(
-                f"The weights have d_sae, d_in = {shape}, the configuration says "
-                f"{(self.cfg.d_sae, self.cfg.d_in)}. Load them with the configuration they were "
-                "trained with."
-            )
-        if self.cfg.b_dec_init == "geometric_median":
-            state_dict["b_dec_is_set"] = torch.tensor(True)  # loaded weights are no fresh start

@@ -77,9 +77,10 @@ class _MeanSquaredNorm(torch.autograd.Function):
         return torch.linalg.vector_norm(diff, dim=-1).square().mean(dim=-1)
 
     @staticmethod
-    @override
     @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: torch.Tensor
+    ) -> torch.Tensor:
         (diff,) = ctx.saved_tensors
         return diff * (grads[0] * (2 / diff.shape[-2]))[..., None, None]
 

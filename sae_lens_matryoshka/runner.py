@@ -132,7 +132,7 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
             return
         recent: list[torch.Tensor] = []
         if isinstance(self.sae, MatryoshkaTrainingSAE):
-            recent = [batch.cpu() for batch in self.sae.recent_activations.blocks(d_sae=1)]
+            recent = [batch.cpu() for batch in self.sae.recent_activations.batches()]
         state = {
             "store": self._store.resume_state(),
             "recent_activations": recent,

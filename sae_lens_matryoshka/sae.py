@@ -3,9 +3,10 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from sae_lens.saes.sae import SAE, SAEMetadata, TrainingSAE
 from sae_lens.saes.topk_sae import TopKSAE
 
@@ -35,6 +36,7 @@ class MatryoshkaSAE:
     def __init__(self, sae: SAE[Any], widths: Sequence[int]):
         self.sae = sae
         self.widths: tuple[int, ...] = tuple(resolve_widths(widths, sae.cfg.d_sae))
+        self._engine = engine.Engine()
 
     def __repr__(self) -> str:
         return (
@@ -176,8 +178,21 @@ class MatryoshkaSAE:
         """
         self._require_levels_stand_alone()
         sae = self.sae
-        decoded = engine.nested_decode(sae.encode(x), sae.W_dec, sae.b_dec, self.widths)
+        decoded = self._encode(x).nested_decode(sae.W_dec, sae.b_dec, self.widths)
         return sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(decoded), sae.d_head)
+
+    def _encode(self, x: torch.Tensor) -> engine.Code:
+        """What sae.encode gives, as a list of the active latents where that is faster."""
+        sae, points = self.sae, (self.sae.hook_sae_acts_pre, self.sae.hook_sae_acts_post)
+        if not any(point.fwd_hooks for point in points):
+            encoder = engine.Encoder(sae.process_sae_in(x), sae.W_enc, cast(Any, sae).b_enc, None)
+            thresholds = cast(Any, sae).threshold.relu() if isinstance(sae, JumpReLUSAE) else 0.0
+            code = self._engine.above(encoder, thresholds)
+            if code is not None:
+                return code
+        acts = sae.encode(x)
+        self._engine.observe((acts > 0).float().mean().item())
+        return engine.DenseCode(acts, acts, None)
 
     def _require_levels_stand_alone(self) -> None:
         if isinstance(self.sae, TopKSAE):

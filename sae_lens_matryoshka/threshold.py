@@ -6,15 +6,14 @@ on activations with the final weights does not.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
+from sae_lens_matryoshka.engine import Encoder, selection
+
 # Enough tokens that the sampling error of the mean L0 stays well below 2 %.
 N_CALIBRATION_TOKENS = 32_768
-
-# Largest (tokens, d_sae) block that is encoded at once: 64 MiB in float32.
-MAX_BLOCK_ELEMENTS = 2**24
 
 
 class RecentActivations:
@@ -38,44 +37,44 @@ class RecentActivations:
         """Apply a change of the activations' space to everything kept."""
         self._batches = deque(change(batch) for batch in self._batches)
 
-    def blocks(self, d_sae: int) -> Iterator[torch.Tensor]:
-        """Blocks of activations small enough to encode into d_sae latents."""
-        for batch in self._batches:
-            yield from row_blocks(batch, d_sae)
+    def batches(self) -> Sequence[torch.Tensor]:
+        """What is kept, (tokens, d_in) each, oldest first."""
+        return tuple(self._batches)
 
 
-def row_blocks(x: torch.Tensor, d_sae: int) -> Iterator[torch.Tensor]:
-    """Split rows into blocks whose (tokens, d_sae) encoding stays within MAX_BLOCK_ELEMENTS."""
-    yield from x.split(max(1, MAX_BLOCK_ELEMENTS // d_sae))
-
-
-def cut_for_count(blocks: Iterable[torch.Tensor], count: int) -> float:
-    """The value that exactly `count` entries of the blocks exceed.
+def cut_for_count(encoders: Iterable[Encoder], count: int) -> float:
+    """The value that exactly `count` pre-activations exceed.
 
     Args:
-        blocks: Tensors of any shape; only the largest count + 1 entries are kept at any time.
-        count: How many entries shall be above the cut, at least 0.
+        encoders: Give the pre-activations, batch by batch; only the largest are kept at any time.
+        count: How many shall be above the cut, at least 0.
 
     Returns:
-        The middle between the count-th and the next largest entry (or that next entry, where no
-        number lies between them); 0 when there are not more than `count` positive entries. Ties at
-        the cut leave fewer above it.
+        The middle between the count-th and the next largest (or that next one, where no number lies
+        between them); 0 when there are not more than `count` positive ones. Ties at the cut leave
+        fewer above it.
     """
-    largest: torch.Tensor | None = None
-    for block in blocks:
-        candidates = block.flatten()
-        if largest is None:
-            largest = candidates.new_zeros(count + 1)  # nothing at or below 0 ever fires
-        candidates = candidates[candidates > largest[-1]]
-        merged = torch.cat([largest, candidates])
-        largest = merged.topk(count + 1, sorted=True).values
-    if largest is None:
+    largest = _largest(encoders, count + 1)
+    if len(largest) <= count:
         return 0.0
     below = largest[-1]
     if count == 0:
         return below.item()
     middle = (largest[-2] + below) / 2
     return (middle if middle < largest[-2] else below).item()
+
+
+def _largest(encoders: Iterable[Encoder], n: int) -> torch.Tensor:
+    """The n largest positive pre-activations, or all if there are fewer, in descending order."""
+    largest = torch.empty(0)
+    for encoder in encoders:
+        if len(largest) < n:
+            found = selection.top(encoder, n).hidden_pre
+        else:
+            found = selection.above(encoder, largest[-1].item()).hidden_pre
+        merged = torch.cat([largest.to(found), found])
+        largest = merged.topk(min(n, len(merged)), sorted=True).values
+    return largest
 
 
 class UnreachableL0Error(ValueError):
@@ -90,19 +89,16 @@ class UnreachableL0Error(ValueError):
 
 
 def thresholds_for_l0(
-    hidden_pre_blocks: Iterable[torch.Tensor],
-    n_tokens: int,
-    thresholds: torch.Tensor,
-    target_l0: float,
+    encoders: Callable[[], Iterable[Encoder]], thresholds: torch.Tensor, target_l0: float
 ) -> torch.Tensor:
     """Thresholds, scaled by one common factor, that exactly target_l0 latents per token exceed.
 
     Args:
-        hidden_pre_blocks: Pre-activations, (tokens, d_sae) each.
-        n_tokens: Number of tokens in all blocks.
+        encoders: Called for each pass over the pre-activations, which it gives batch by batch.
         thresholds: Thresholds to scale, (d_sae,), none negative; if all are zero, one uniform
             threshold takes their place.
-        target_l0: Active latents per token; times n_tokens it is rounded to a whole count.
+        target_l0: Active latents per token; times the number of tokens it is rounded to a whole
+            count.
 
     Returns:
         (d_sae,)
@@ -112,19 +108,20 @@ def thresholds_for_l0(
             alone fire more often than wanted.
     """
     unit = thresholds if thresholds.any() else torch.ones_like(thresholds)
-    positive = always_on = 0
+    scaled, unscaled = unit > 0, unit == 0
 
-    def scores() -> Iterator[torch.Tensor]:
-        # a latent fires where its pre-activation, in units of its threshold, exceeds the factor
-        nonlocal positive, always_on
-        for hidden_pre in hidden_pre_blocks:
-            score = (hidden_pre.relu() / unit).nan_to_num(nan=0.0, posinf=torch.inf)
-            positive += int((score > 0).sum())
-            always_on += int(score.isinf().sum())
-            yield score
+    def scores() -> Iterator[Encoder]:
+        # in units of its threshold, a latent fires where its pre-activation exceeds the factor
+        return (encoder.of(scaled, per=unit[scaled]) for encoder in encoders())
 
+    n_tokens = always_on = 0
+    for encoder in encoders():
+        n_tokens += encoder.shape[0]
+        always_on += selection.count_positive(encoder.of(unscaled))
     count = round(target_l0 * n_tokens)
-    factor = cut_for_count(scores(), max(count, 0))
-    if count < 1 or not always_on <= count <= positive:
-        raise UnreachableL0Error(target_l0, always_on / n_tokens, positive / n_tokens)
+    factor = cut_for_count(scores(), max(count - always_on, 0))
+    if count < 1 or count < always_on or factor == 0:
+        positive = always_on + sum(map(selection.count_positive, scores()))
+        if count < 1 or not always_on <= count <= positive:
+            raise UnreachableL0Error(target_l0, always_on / n_tokens, positive / n_tokens)
     return unit * factor

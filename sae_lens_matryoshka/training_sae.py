@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from sae_lens_matryoshka import engine, objective
-from sae_lens_matryoshka.nested_sae import NestedSAE
+from sae_lens_matryoshka.stock_form import SavedAsStockSAE
 
 # Share by which the L1 weight moves per step towards target_l0 (the authors' code).
 L1_CONTROLLER_RATE = 3e-4
@@ -32,7 +32,7 @@ def _not_compiled(function: F) -> F:
     return cast(F, torch.compiler.disable(function))
 
 
-class MatryoshkaTrainingSAE(NestedSAE):
+class MatryoshkaTrainingSAE(SavedAsStockSAE):
     """
     Trains nested dictionaries at once: the first m latents reconstruct the input without the rest
     (Bussmann et al. 2025, arXiv 2503.17547).
@@ -193,7 +193,7 @@ class MatryoshkaTrainingSAE(NestedSAE):
     ) -> torch.Tensor:
         """How well the dead latents, given by index, reconstruct what is left of x."""
         cfg = self.cfg
-        sae_in, b_enc = self._encoder_input(x)
+        sae_in, b_enc = self._input_and_bias(x)
         W_enc, b_enc, W_dec = self.W_enc[:, dead], b_enc[dead], self.W_dec[dead]
         norm = W_dec.detach().norm(dim=-1) if cfg.rescale_acts_by_decoder_norm else None
         k_aux = cfg.k_aux or max(1, cfg.d_in // 2)

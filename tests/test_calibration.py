@@ -15,7 +15,7 @@ from sae_lens import (
 )
 from sae_lens.saes.sae import SAEMetadata
 
-from sae_lens_matryoshka import MatryoshkaSAE, calibrate_threshold, threshold
+from sae_lens_matryoshka import MatryoshkaSAE, calibrate_threshold, calibration
 
 D_IN, D_SAE, N = 10, 50, 400
 
@@ -101,7 +101,7 @@ class TestJumpReLU:
 
     def test_in_blocks_as_in_one(self, monkeypatch):
         whole = calibrate_threshold(jumprelu(), activations(), 4).threshold
-        monkeypatch.setattr(threshold, "MAX_BLOCK_ELEMENTS", 7 * D_SAE)
+        monkeypatch.setattr(calibration, "TOKENS_AT_A_TIME", 7)
         torch.testing.assert_close(
             calibrate_threshold(jumprelu(), activations(), 4).threshold, whole
         )

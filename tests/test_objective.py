@@ -71,8 +71,7 @@ def test_fraction_of_variance_unexplained():
 def test_nested_l1_counts_a_latent_in_every_level_that_holds_it():
     acts = torch.rand(7, 6)
     expected = sum(
-        weight * acts[:, :width].sum()
-        for width, weight in zip([1, 4, 6], [0.5, 2.0, 1.0])
+        weight * acts[:, :width].sum() for width, weight in zip([1, 4, 6], [0.5, 2.0, 1.0])
     )
     actual = objective.nested_l1(acts.sum(dim=0), [1, 4, 6], [0.5, 2.0, 1.0])
     torch.testing.assert_close(actual, expected)

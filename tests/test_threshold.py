@@ -5,6 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_lens_matryoshka import threshold
+from sae_lens_matryoshka.engine import Encoder
+
+
+def encoders_of(*blocks: torch.Tensor) -> list[Encoder]:
+    """Encoders whose pre-activations are the given values, one latent each."""
+    return [
+        Encoder(block[:, None], block.new_ones(1, 1), block.new_zeros(1), None) for block in blocks
+    ]
 
 
 class TestCutForCount:
@@ -13,7 +21,7 @@ class TestCutForCount:
     def test_exactly_count_entries_exceed_it(self, seed, count, n_blocks, bits):
         values = torch.randn(120, generator=torch.Generator().manual_seed(seed))
         values = values.to({32: torch.float32, 16: torch.bfloat16}[bits])
-        cut = threshold.cut_for_count(values.chunk(n_blocks), count)
+        cut = threshold.cut_for_count(encoders_of(*values.chunk(n_blocks)), count)
         assert cut >= 0
         wanted = min(count, int((values > 0).sum()))
         above = int((values > cut).sum())
@@ -22,19 +30,19 @@ class TestCutForCount:
 
     def test_survives_rounding_of_the_boundary(self):
         # the cut lies between two values, not on one that another chunking may round up
-        assert threshold.cut_for_count([torch.tensor([1.0, 2.0, 4.0])], 2) == 1.5
+        assert threshold.cut_for_count(encoders_of(torch.tensor([1.0, 2.0, 4.0])), 2) == 1.5
 
     def test_neighbouring_floats_leave_no_middle(self):
         low = torch.tensor(1.0)
         high = torch.nextafter(low, torch.tensor(2.0))
-        cut = threshold.cut_for_count([torch.stack([low, high])], 1)
+        cut = threshold.cut_for_count(encoders_of(torch.stack([low, high])), 1)
         assert low <= cut < high
 
     def test_nothing_seen(self):
         assert threshold.cut_for_count([], 3) == 0
 
     def test_more_wanted_than_positive(self):
-        assert threshold.cut_for_count([torch.tensor([-1.0, 2.0])], 2) == 0
+        assert threshold.cut_for_count(encoders_of(torch.tensor([-1.0, 2.0])), 2) == 0
 
 
 class TestRecentActivations:
@@ -44,7 +52,7 @@ class TestRecentActivations:
         for index in range(5):
             recent.add(torch.full((4, 2), float(index)))
         assert len(recent) == 12  # three batches: two would hold 8, fewer than 10
-        kept = torch.cat(list(recent.blocks(d_sae=8)))
+        kept = torch.cat(list(recent.batches()))
         assert kept[:, 0].unique().tolist() == [2, 3, 4]
 
     def test_holds_copies(self):
@@ -52,19 +60,10 @@ class TestRecentActivations:
         batch = torch.ones(4, 2)
         recent.add(batch)
         batch.zero_()
-        assert next(recent.blocks(8)).sum() == 8
+        assert recent.batches()[0].sum() == 8
 
     def test_follows_a_change_of_space(self):
         recent = threshold.RecentActivations()
         recent.add(torch.ones(4, 2))
         recent.transform(lambda x: x / 2)
-        assert next(recent.blocks(8)).sum() == 4
-
-
-def test_row_blocks_bound_the_encoding(monkeypatch):
-    monkeypatch.setattr(threshold, "MAX_BLOCK_ELEMENTS", 100)
-    x = torch.randn(33, 2)
-    blocks = list(threshold.row_blocks(x, d_sae=20))
-    assert [len(block) for block in blocks] == [5] * 6 + [3]
-    assert torch.equal(torch.cat(blocks), x)
-    assert len(list(threshold.row_blocks(x, d_sae=1000))) == 33
+        assert recent.batches()[0].sum() == 4

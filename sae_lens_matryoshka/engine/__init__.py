@@ -12,7 +12,7 @@ import torch
 
 from sae_lens_matryoshka.engine import selection, sparse
 from sae_lens_matryoshka.engine.dense import DenseCode, batch_top_k, nested_decode, token_top_k
-from sae_lens_matryoshka.engine.selection import Encoder, Entries
+from sae_lens_matryoshka.engine.selection import Encoder
 from sae_lens_matryoshka.engine.sparse import SparseCode, shifted_bias
 
 __all__ = [
@@ -59,7 +59,7 @@ class Engine:
 
     def __init__(self) -> None:
         self._cut = 0.0
-        self._density = 1.0
+        self._density = 0.0
 
     def batch_top_k(self, encoder: Encoder, k: float) -> SparseCode | None:
         """The sparse code of the batch's top k; None where the dense path is to be taken."""
@@ -67,7 +67,8 @@ class Engine:
             return None
         with torch.no_grad():
             # one step's threshold is close to the next one's
-            entries = selection.batch_top_k(encoder, k, guess=0.97 * self._cut)
+            n_active = int(k * encoder.shape[0])
+            entries = selection.top(encoder, n_active, guess=0.97 * self._cut)
             self._cut = entries.hidden_pre.min().item() if len(entries) else 0.0
         return sparse.encode(encoder, entries)
 
@@ -87,10 +88,11 @@ class Engine:
         if not _sparse_pays(self._density):
             return None
         n = encoder.shape[0] * encoder.shape[1]
-        limit = n if _path == "sparse" else int(CROSSOVER * n)
-        with torch.no_grad():
-            entries: Entries | None = selection.above(encoder, thresholds, limit)
-        if entries is None:
+        limit = None if _path == "sparse" else int(CROSSOVER * n)
+        try:
+            with torch.no_grad():
+                entries = selection.above(encoder, thresholds, limit)
+        except selection.TooManyEntriesError:
             return None
         self._density = len(entries) / n
         return sparse.encode(encoder, entries)

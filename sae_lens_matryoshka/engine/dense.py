@@ -18,7 +18,7 @@ class DenseCode:
     def __init__(self, acts: torch.Tensor, hidden_pre: torch.Tensor, norm: torch.Tensor | None):
         self.acts = acts
         self.hidden_pre = hidden_pre
-        self._norm = None if norm is None else norm.clamp(min=1e-8)
+        self._norm = norm
 
     def at(self, per_latent: torch.Tensor) -> torch.Tensor:
         """A value per latent, (d_sae,), for use with every entry."""
@@ -74,17 +74,15 @@ def batch_top_k(hidden_pre: torch.Tensor, k: float) -> torch.Tensor:
     """
     acts = hidden_pre.relu().flatten()
     n_active = int(k * hidden_pre.shape[:-1].numel())
-    if n_active == 0:
-        return torch.zeros_like(hidden_pre)
     top = acts.topk(n_active, sorted=False)
     indices = _earlier_ties(acts.detach(), top.values.detach(), top.indices)
     return torch.zeros_like(acts).scatter(-1, indices, acts[indices]).view_as(hidden_pre)
 
 
-def _earlier_ties(
-    acts: torch.Tensor, values: torch.Tensor, indices: torch.Tensor
-) -> torch.Tensor:
+def _earlier_ties(acts: torch.Tensor, values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """The indices of a top-k, with the first of the entries that tie at its cut."""
+    if len(values) == 0:
+        return indices
     cut = values.min()
     chosen = values == cut
     ties = (acts == cut).nonzero().squeeze(1)  # in order

@@ -23,7 +23,7 @@ class Encoder:
         x: Activations of the model, (batch, d_in).
         W_enc: (d_in, d_sae).
         b_enc: (d_sae,).
-        norm: Factor of each latent's pre-activation, (d_sae,), or None for 1.
+        norm: Factor of each latent's pre-activation, (d_sae,), positive, or None for 1.
     """
 
     x: torch.Tensor
@@ -35,6 +35,13 @@ class Encoder:
     def shape(self) -> tuple[int, int]:
         """(batch, d_sae)"""
         return len(self.x), len(self.b_enc)
+
+    def of(self, latents: torch.Tensor, per: torch.Tensor | None = None) -> "Encoder":
+        """The encoder of some latents, given as a mask; pre-activations divided by `per`."""
+        norm = None if self.norm is None else self.norm[latents]
+        if per is not None:
+            norm = per.reciprocal() if norm is None else norm / per
+        return Encoder(self.x, self.W_enc[:, latents], self.b_enc[latents], norm)
 
     @property
     def matmul_dtype(self) -> torch.dtype:
@@ -48,7 +55,7 @@ class Encoder:
         """Blocks of (x @ W_enc).T, (latents, batch), each with its first latent; reused memory."""
         batch, d_sae = self.shape
         dtype = self.matmul_dtype
-        size = min(d_sae, max(1, BLOCK_ELEMENTS // batch))
+        size = max(1, min(d_sae, BLOCK_ELEMENTS // max(1, batch)))
         x = self.x.to(dtype).T
         buffer = x.new_empty(size, batch)
         for lo in range(0, d_sae, size):
@@ -70,13 +77,11 @@ class Encoder:
         The difference pays for rounding here and in the pre-activation: four roundings of values
         no larger than the two terms.
         """
-        per_norm = torch.zeros_like(self.b_enc) + least
+        unscaled = torch.zeros_like(self.b_enc) + least
         if self.norm is not None:
-            per_norm = per_norm / self.norm
-            # a norm of zero leaves zero, which exceeds no threshold but a negative one
-            per_norm = per_norm.masked_fill((self.norm == 0) & per_norm.isnan(), torch.inf)
-        slack = 8 * torch.finfo(per_norm.dtype).eps * (per_norm.abs() + self.b_enc.abs())
-        bounds = per_norm - self.b_enc - slack.nan_to_num(posinf=0.0)
+            unscaled = unscaled / self.norm
+        slack = 8 * torch.finfo(unscaled.dtype).eps * (unscaled.abs() + self.b_enc.abs())
+        bounds = unscaled - self.b_enc - slack.nan_to_num(posinf=0.0)
         dtype = self.matmul_dtype
         if torch.finfo(dtype).eps > torch.finfo(bounds.dtype).eps:
             # round down
@@ -105,10 +110,14 @@ class Entries:
         return Entries(self.latents[which], self.tokens[which], self.hidden_pre[which])
 
     @staticmethod
+    def none(encoder: Encoder) -> "Entries":
+        """No entries, on the encoder's device."""
+        index = torch.empty(0, dtype=torch.int64, device=encoder.x.device)
+        return Entries(index, index, encoder.b_enc.detach().new_empty(0))
+
+    @staticmethod
     def joined(parts: list["Entries"]) -> "Entries":
         """Parts in the order of their latents as one."""
-        if len(parts) == 1:
-            return parts[0]
         return Entries(
             torch.cat([part.latents for part in parts]),
             torch.cat([part.tokens for part in parts]),
@@ -116,59 +125,72 @@ class Entries:
         )
 
 
-def above(encoder: Encoder, thresholds: torch.Tensor | float, limit: int) -> Entries | None:
+def above(encoder: Encoder, thresholds: torch.Tensor | float, limit: int | None = None) -> Entries:
     """Entries whose pre-activation exceeds their latent's threshold.
 
     Args:
         encoder: Gives the pre-activations.
         thresholds: (d_sae,), or one for all.
-        limit: Give up beyond this number of entries.
+        limit: Most entries wanted; None: no limit.
 
-    Returns:
-        The entries, or None if there are more than `limit`.
+    Raises:
+        TooManyEntriesError: There are more than `limit`.
     """
     bounds = encoder.bounds(thresholds)
-    parts, found = [], 0
+    parts, found = [Entries.none(encoder)], 0
     for lo, block in encoder.latent_blocks():
         part = _entries(encoder, lo, block, bounds)
-        least = thresholds if isinstance(thresholds, float) else thresholds[part.latents]
+        least = thresholds
+        if isinstance(least, torch.Tensor):
+            least = least[part.latents]
         part = part[~(part.hidden_pre <= least)]  # NaN stays
         parts.append(part)
         found += len(part)
-        if found > limit:
-            return None
+        if limit is not None and found > limit:
+            raise TooManyEntriesError
     return Entries.joined(parts)
 
 
-def batch_top_k(encoder: Encoder, k: float, guess: float = 0.0) -> Entries:
-    """The k * batch largest positive pre-activations of the whole batch, exactly.
+class TooManyEntriesError(Exception):
+    """More entries are active than a sparse step is good for."""
+
+
+def count_positive(encoder: Encoder) -> int:
+    """How many pre-activations are positive."""
+    bounds, count = encoder.bounds(0.0), 0
+    for lo, block in encoder.latent_blocks():
+        count += int((_entries(encoder, lo, block, bounds).hidden_pre > 0).sum())
+    return count
+
+
+def top(encoder: Encoder, n: int, guess: float = 0.0) -> Entries:
+    """The n largest positive pre-activations of the whole batch, exactly.
 
     Args:
         encoder: Gives the pre-activations.
-        k: Active latents per token, on average.
+        n: How many; fewer are returned where fewer are positive.
         guess: Lower bound of the smallest winner, 0 if nothing is known. Only the time taken
             depends on it: with a guess that is too high the search starts over.
 
     Returns:
         The entries; ties at the cut go to the earlier tokens, then to the smaller latents.
     """
-    wanted = int(k * encoder.shape[0])
-    cut = guess
+    d_sae, cut = encoder.shape[1], guess
     bounds = encoder.bounds(cut)
-    parts, found = [], 0
+    parts, found = [Entries.none(encoder)], 0
     for lo, block in encoder.latent_blocks():
         part = _entries(encoder, lo, block, bounds)
         parts.append(part)
         found += len(part)
-        if found > 4 * wanted:
-            parts = [largest(Entries.joined(parts), wanted, encoder.shape[1])]
+        if found > 4 * n:
+            parts = [largest(Entries.joined(parts), n, d_sae)]
             found = len(parts[0])
-            if found == wanted > 0:
+            if found == n > 0:
                 cut = max(cut, parts[0].hidden_pre.min().item())
                 bounds = encoder.bounds(cut)
-    winners = largest(Entries.joined(parts), wanted, encoder.shape[1])
-    if guess > 0 and (len(winners) < wanted or (winners.hidden_pre < guess).any()):
-        return batch_top_k(encoder, k)  # the guess was too high: winners may be below it
+    winners = largest(Entries.joined(parts), n, d_sae)
+    if guess > 0 and (len(winners) < n or (winners.hidden_pre < guess).any()):
+        return top(encoder, n)  # the guess was too high: winners may be below it
     return winners
 
 
@@ -182,7 +204,7 @@ def token_top_k(encoder: Encoder, k: int) -> Entries:
     Returns:
         The entries; which of several equal ones is taken is not defined.
     """
-    parts = []
+    parts = [Entries.none(encoder)]
     for lo, hidden_pre in encoder.token_blocks():
         top = hidden_pre.topk(k, dim=-1, sorted=False)
         token, place = (~(top.values <= 0)).nonzero(as_tuple=True)
@@ -194,7 +216,7 @@ def token_top_k(encoder: Encoder, k: int) -> Entries:
 def largest(entries: Entries, n: int, d_sae: int) -> Entries:
     """The n largest positive entries; ties go to earlier tokens, then to smaller latents."""
     if len(entries) <= n or n == 0:
-        return entries[~(entries.hidden_pre <= 0)][:n]  # NaN stays
+        return entries[~(entries.hidden_pre <= 0) & (n > 0)]  # NaN stays
     rank = entries.hidden_pre.nan_to_num(nan=torch.inf, posinf=torch.inf)
     cut = rank.topk(n, sorted=False).values.min()
     keep = rank > cut

@@ -18,7 +18,6 @@ from typing_extensions import override
 from sae_lens_matryoshka.engine import kernels
 from sae_lens_matryoshka.engine.selection import Encoder, Entries
 
-
 # Latents whose gradients are transposed at a time, so that they stay in the processor's cache.
 TRANSPOSED_LATENTS = 256
 
@@ -71,7 +70,7 @@ class SparseCode:
     def _without_norm(self) -> torch.Tensor:
         if self._norm is None:
             return self.acts
-        return self.acts / self.at(self._norm.clamp(min=1e-8))
+        return self.acts / self.at(self._norm)
 
     @cached_property
     def firing_counts(self) -> torch.Tensor:
@@ -82,22 +81,27 @@ class SparseCode:
     def smallest_active(self) -> torch.Tensor:
         """The smallest positive activation; infinity if there is none."""
         acts = self.acts.detach()
-        return torch.where(acts > 0, acts, torch.inf).min() if len(acts) else acts.new_tensor(torch.inf)
+        return (
+            torch.where(acts > 0, acts, torch.inf).min()
+            if len(acts)
+            else acts.new_tensor(torch.inf)
+        )
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Activations and pre-activations, sparse COO of (batch, d_sae), without their graphs."""
         by_token = self._entries.tokens.argsort(stable=True)
         indices = torch.stack([self._entries.tokens, self._entries.latents])[:, by_token]
-        return tuple(
-            torch.sparse_coo_tensor(
+
+        def as_tensor(values: torch.Tensor) -> torch.Tensor:
+            return torch.sparse_coo_tensor(
                 indices,
                 values.detach()[by_token],
                 self._shape,
                 is_coalesced=True,
                 check_invariants=False,
             )
-            for values in (self.acts, self.hidden_pre)
-        )
+
+        return as_tensor(self.acts), as_tensor(self.hidden_pre)
 
 
 def encode(encoder: Encoder, entries: Entries) -> SparseCode:
@@ -148,9 +152,10 @@ class _NestedDecode(torch.autograd.Function):
         return recons
 
     @staticmethod
-    @override
     @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         values, W_dec = ctx.saved_tensors
         plan = ctx.plan
         grad = _sums_from_each_level_on(grads[0].to(W_dec.dtype))  # (levels, batch, d_in)
@@ -192,9 +197,10 @@ class _PreActivations(torch.autograd.Function):
         return entries.hidden_pre.clone()
 
     @staticmethod
-    @override
     @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         encoder, entries = ctx.encoder, ctx.entries
         grad = grads[0] if encoder.norm is None else grads[0] * encoder.norm[entries.latents]
         grad_W_enc = grad_b_enc = None
@@ -239,8 +245,9 @@ class _ShiftedBias(torch.autograd.Function):
         return b_enc.clone()
 
     @staticmethod
-    @override
     @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         (W_enc,) = ctx.saved_tensors
         return grads[0], -(W_enc @ grads[0].to(W_enc.dtype)), None

@@ -1,0 +1,147 @@
+"""The stock SAE that a trained one is saved as: folds, the measured threshold, what is loaded."""
+
+import logging
+from abc import ABC
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from typing_extensions import override
+
+from sae_lens_matryoshka import engine
+from sae_lens_matryoshka.engine import selection
+from sae_lens_matryoshka.nested_sae import NestedSAE
+from sae_lens_matryoshka.threshold import UnreachableL0Error, cut_for_count, thresholds_for_l0
+
+logger = logging.getLogger(__name__)
+
+
+class SavedAsStockSAE(NestedSAE, ABC):
+    """A NestedSAE whose inference form is one of SAELens's own architectures."""
+
+    @override
+    @torch.no_grad()
+    def fold_W_dec_norm(self) -> None:
+        """
+        Fold decoder norms into the encoder without changing the reconstructions.
+
+        Raises:
+            NotImplementedError: The top-k ranks pre-activations without their decoder norms, so that
+                folding would change which latents fire.
+        """
+        if not self.cfg.rescale_acts_by_decoder_norm:
+            if self.cfg.uses_top_k:
+                raise NotImplementedError(
+                    "Folding the decoder norms would change the top-k selection of an SAE with "
+                    "rescale_acts_by_decoder_norm=False."
+                )
+            if self.cfg.activation == "jumprelu":
+                self.threshold.data.mul_(self.get_W_dec_norm())
+        super().fold_W_dec_norm()
+
+    @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+        if self.cfg.rescale_acts_by_decoder_norm:
+            # thresholds are in units of hidden_pre * |W_dec|, and W_dec was just divided
+            if self.cfg.activation == "batchtopk":
+                self.topk_threshold /= scaling_factor
+            if self.cfg.activation == "jumprelu":
+                self.threshold.data /= scaling_factor
+        self.recent_activations.transform(lambda x: x / scaling_factor)
+
+    @override
+    @torch.no_grad()
+    def fold_activation_whitening(
+        self,
+        mean: torch.Tensor,
+        whitening_matrix: torch.Tensor,
+        unwhitening_matrix: torch.Tensor,
+    ) -> None:
+        if self.cfg.rescale_acts_by_decoder_norm:
+            # unwhitening changes the norms, and with them the selection: fold them first
+            self.fold_W_dec_norm()
+            self.cfg.rescale_acts_by_decoder_norm = False
+        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
+
+        def unwhiten(z: torch.Tensor) -> torch.Tensor:
+            m = unwhitening_matrix.to(z.device)
+            return (z.to(m.dtype) @ m + mean.to(m)).to(z.dtype)
+
+        self.recent_activations.transform(unwhiten)
+
+    @override
+    @torch.no_grad()
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        for name in ("topk_threshold", "l1_scale", "b_dec_is_set", "prefix_seed"):
+            state_dict.pop(name, None)
+        if self.cfg.activation == "batchtopk":
+            state_dict["threshold"] = torch.full_like(self.b_enc, self._top_k_threshold())
+        if self.cfg.activation == "jumprelu":
+            state_dict["threshold"] = self._jumprelu_thresholds().to(self.dtype)
+        if self.cfg.activation == "relu":
+            self._warn_if_target_is_missed()
+        if self.cfg.rescale_acts_by_decoder_norm:
+            norm = self.get_W_dec_norm()
+            state_dict["W_enc"] = self.W_enc * norm
+            state_dict["b_enc"] = self.b_enc * norm
+            state_dict["W_dec"] = self.W_dec / norm[:, None]
+
+    def _recent_encoders(self) -> Iterator[engine.Encoder]:
+        """Give the pre-activations of the last training activations under the present weights."""
+        norm = self.get_W_dec_norm() if self.cfg.rescale_acts_by_decoder_norm else None
+        for x in self.recent_activations.batches():
+            sae_in = self.process_sae_in(x.to(self.device))
+            yield engine.Encoder(sae_in, self.W_enc, self.b_enc, norm)
+
+    def _top_k_threshold(self) -> float:
+        """The threshold that k latents per token exceed on the last training activations."""
+        tokens = len(self.recent_activations)
+        if tokens == 0:  # as after loading a checkpoint
+            return self.topk_threshold.item()
+        count = round(cast(float, self.cfg.k) * tokens)
+        return cut_for_count(self._recent_encoders(), count)
+
+    def _jumprelu_thresholds(self) -> torch.Tensor:
+        """The learned thresholds, scaled by one factor to meet target_l0 if that is set."""
+        thresholds, target_l0 = self.threshold.clamp(min=0.0), self.cfg.target_l0
+        tokens = len(self.recent_activations)
+        if target_l0 is None or tokens == 0:
+            return thresholds
+        try:
+            return thresholds_for_l0(self._recent_encoders, thresholds, target_l0)
+        except UnreachableL0Error as error:
+            logger.warning("%s The thresholds are saved as they were learned.", error)
+            return thresholds
+
+    def _warn_if_target_is_missed(self) -> None:
+        tokens, target_l0 = len(self.recent_activations), self.cfg.target_l0
+        if target_l0 is None or tokens == 0:
+            return
+        fired = sum(map(selection.count_positive, self._recent_encoders()))
+        l0 = float(fired) / tokens
+        if abs(l0 / target_l0 - 1) > 0.05:
+            reached = cast(float, self.cfg.l1_coefficient) * self.l1_scale.item()
+            logger.warning(
+                "L0 is %.4g, not target_l0=%.4g: the controller has not arrived. Train longer, or "
+                "start from an l1_coefficient %s %.3g, where this run ended.",
+                l0,
+                target_l0,
+                "above" if l0 > target_l0 else "below",
+                reached,
+            )
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        shape = tuple(state_dict["W_dec"].shape)
+        if shape != (self.cfg.d_sae, self.cfg.d_in):
+            raise ValueError(
+                f"The weights have d_sae, d_in = {shape}, the configuration says "
+                f"{(self.cfg.d_sae, self.cfg.d_in)}. Load them with the configuration they were "
+                "trained with."
+            )
+        if self.cfg.b_dec_init == "geometric_median":
+            state_dict["b_dec_is_set"] = torch.tensor(True)  # loaded weights are no fresh start

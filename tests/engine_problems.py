@@ -1,0 +1,121 @@
+"""Problems for the engine: weights, a batch, and one step through either path."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import strategies as st
+
+from sae_lens_matryoshka import engine, objective
+
+
+@dataclass
+class Problem:
+    """What one step of an SAE with a batch top-k needs."""
+
+    x: torch.Tensor
+    W_enc: torch.Tensor
+    b_enc: torch.Tensor
+    W_dec: torch.Tensor
+    b_dec: torch.Tensor
+    norm: torch.Tensor | None
+    k: float
+    widths: list[int]
+
+    @staticmethod
+    def random(
+        batch=9, d_in=5, d_sae=24, k=3.0, widths=(4, 10, 24), with_norm=True, seed=0
+    ) -> "Problem":
+        g = torch.Generator().manual_seed(seed)
+        W_dec = torch.randn(d_sae, d_in, generator=g)
+        return Problem(
+            x=torch.randn(batch, d_in, generator=g),
+            W_enc=torch.randn(d_in, d_sae, generator=g),
+            b_enc=torch.randn(d_sae, generator=g) / 4,
+            W_dec=W_dec,
+            b_dec=torch.randn(d_in, generator=g),
+            norm=W_dec.norm(dim=-1) if with_norm else None,
+            k=k,
+            widths=list(widths),
+        )
+
+    def to(self, dtype: torch.dtype) -> "Problem":
+        return replace(
+            self,
+            **{
+                name: value.to(dtype)
+                for name, value in vars(self).items()
+                if isinstance(value, torch.Tensor)
+            },
+        )
+
+    @property
+    def encoder(self) -> engine.Encoder:
+        return engine.Encoder(self.x, self.W_enc, self.b_enc, self.norm)
+
+    def dense_code(self, activation: str = "batchtopk") -> engine.DenseCode:
+        hidden_pre = self.x @ self.W_enc + self.b_enc
+        if self.norm is not None:
+            hidden_pre = hidden_pre * self.norm
+        if activation == "relu":
+            acts = hidden_pre.relu()
+        elif activation == "topk":
+            acts = engine.token_top_k(hidden_pre, int(self.k))
+        else:
+            acts = engine.batch_top_k(hidden_pre, self.k)
+        return engine.DenseCode(acts, hidden_pre, self.norm)
+
+    def sparse_code(self, activation: str = "batchtopk") -> engine.SparseCode:
+        with engine.using("sparse"):
+            if activation == "relu":
+                code = engine.Engine().above(self.encoder, 0.0)
+            elif activation == "topk":
+                code = engine.Engine().token_top_k(self.encoder, int(self.k))
+            else:
+                code = engine.Engine().batch_top_k(self.encoder, self.k)
+        assert code is not None
+        return code
+
+    def step(self, path: str, activation: str = "batchtopk") -> dict[str, torch.Tensor]:
+        """Loss, reconstructions, activations and gradients of one step."""
+        names = ("W_enc", "b_enc", "W_dec", "b_dec")
+        leaves = {name: getattr(self, name).detach().clone().requires_grad_() for name in names}
+        problem = replace(self, **leaves)
+        code = (
+            problem.dense_code(activation) if path == "dense" else problem.sparse_code(activation)
+        )
+        recons = code.nested_decode(problem.W_dec, problem.b_dec, self.widths)
+        errors = objective.nested_squared_error(self.x, recons)
+        loss = (errors * torch.arange(1, len(errors) + 1)).sum() + 0.1 * code.latent_sums().sum()
+        loss.backward()
+        return {
+            "loss": loss.detach(),
+            "recons": recons.detach(),
+            "acts": code.tensors()[0].to_dense().detach(),
+            "firing_counts": code.firing_counts,
+            **{f"d {name}": leaf.grad for name, leaf in leaves.items()},
+        }
+
+
+def assert_same_numbers(actual: dict, expected: dict, tolerance: float = 1e-5) -> None:
+    """Every output and gradient agrees in relative error of its norm."""
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert actual[name].shape == value.shape, name
+        error = (actual[name].double() - value.double()).norm()
+        assert error <= tolerance * value.double().norm() + 1e-30, f"{name}: {error}"
+
+
+@st.composite
+def problems(draw) -> Problem:
+    """Problems of any shape: one token, one latent, widths that no block divides."""
+    d_sae = draw(st.integers(1, 70))
+    inner = draw(st.sets(st.integers(1, d_sae), max_size=5))
+    return Problem.random(
+        batch=draw(st.integers(1, 20)),
+        d_in=draw(st.integers(1, 19)),
+        d_sae=d_sae,
+        k=draw(st.floats(0, d_sae)),
+        widths=sorted(inner | {d_sae}),
+        with_norm=draw(st.booleans()),
+        seed=draw(st.integers(0, 2**20)),
+    )
