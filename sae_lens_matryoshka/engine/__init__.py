@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from sae_lens_matryoshka.engine import selection, sparse
+from sae_lens_matryoshka.engine import screening, selection, sparse
 from sae_lens_matryoshka.engine.dense import DenseCode, batch_top_k, nested_decode, token_top_k
 from sae_lens_matryoshka.engine.selection import Encoder
 from sae_lens_matryoshka.engine.sparse import SparseCode, shifted_bias
@@ -32,9 +32,10 @@ __all__ = [
 Code = DenseCode | SparseCode
 Path = Literal["auto", "sparse", "dense"]
 
-# Share of active entries up to which the sparse path is the faster one; measured by
-# `python -m benchmarks.crossover`, docs/results/step.md.
-CROSSOVER = 0.03
+# Share of active entries up to which the sparse path is the faster one, and the number of entries
+# from which on its bookkeeping pays (`python -m benchmarks.crossover`, docs/results/step.md).
+CROSSOVER = 0.17
+FEWEST_ENTRIES = 2**17
 
 _path: Path = "auto"
 
@@ -63,18 +64,21 @@ class Engine:
 
     def batch_top_k(self, encoder: Encoder, k: float) -> SparseCode | None:
         """The sparse code of the batch's top k; None where the dense path is to be taken."""
-        if not _sparse_pays(k / encoder.shape[1]):
+        if not _sparse_pays(encoder, k / encoder.shape[1]):
             return None
         with torch.no_grad():
             # one step's threshold is close to the next one's
-            n_active = int(k * encoder.shape[0])
-            entries = selection.top(encoder, n_active, guess=0.97 * self._cut)
+            n_active, guess = int(k * encoder.shape[0]), 0.97 * self._cut
+            if guess > 0 and screening.pays(encoder):
+                entries = selection.top(screening.screened(encoder), n_active, guess)
+            else:
+                entries = selection.top(encoder, n_active, guess)
             self._cut = entries.hidden_pre.min().item() if len(entries) else 0.0
         return sparse.encode(encoder, entries)
 
     def token_top_k(self, encoder: Encoder, k: int) -> SparseCode | None:
         """The sparse code of each token's top k; None where the dense path is to be taken."""
-        if not _sparse_pays(k / encoder.shape[1]):
+        if not _sparse_pays(encoder, k / encoder.shape[1]):
             return None
         with torch.no_grad():
             entries = selection.token_top_k(encoder, k)
@@ -85,7 +89,7 @@ class Engine:
 
         Tell `observe` how many entries the dense path found, so that this is tried again.
         """
-        if not _sparse_pays(self._density):
+        if not _sparse_pays(encoder, self._density):
             return None
         n = encoder.shape[0] * encoder.shape[1]
         limit = None if _path == "sparse" else int(CROSSOVER * n)
@@ -102,5 +106,8 @@ class Engine:
         self._density = density
 
 
-def _sparse_pays(density: float) -> bool:
-    return density <= CROSSOVER if _path == "auto" else _path == "sparse"
+def _sparse_pays(encoder: Encoder, density: float) -> bool:
+    if _path != "auto":
+        return _path == "sparse"
+    batch, d_sae = encoder.shape
+    return density <= CROSSOVER and batch * d_sae >= FEWEST_ENTRIES

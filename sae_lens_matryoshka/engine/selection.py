@@ -62,14 +62,27 @@ class Encoder:
             weights = self.W_enc[:, lo : lo + size].to(dtype).T
             yield lo, torch.mm(weights, x, out=buffer[: len(weights)])
 
+    def products(self, lo: int, block: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+        """Entries of x @ W_enc, given by their places in a latent block."""
+        return block.view(-1)[found]
+
+    def exact(self) -> "Encoder":
+        """The encoder whose blocks hold the products themselves."""
+        return self
+
     def token_blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Blocks of pre-activations, (tokens, d_sae), each with its first token."""
+        """Blocks of pre-activations, (tokens, d_sae), each with its first token; reused memory."""
         batch, d_sae = self.shape
-        size = min(batch, max(1, BLOCK_ELEMENTS // d_sae))
-        W_enc = self.W_enc.to(self.matmul_dtype)
-        for lo in range(0, batch, size):
-            hidden_pre = self.x[lo : lo + size].to(W_enc.dtype) @ W_enc + self.b_enc
-            yield lo, hidden_pre if self.norm is None else hidden_pre.mul_(self.norm)
+        # W_enc is read once per block, so that few large blocks cost less than many small ones
+        size = max(1, min(batch, 2 * BLOCK_ELEMENTS // d_sae))
+        x, W_enc = self.x.to(self.matmul_dtype), self.W_enc.to(self.matmul_dtype)
+        buffer = x.new_empty(size, d_sae)
+        for first in range(0, batch, size):
+            block = x[first : first + size]
+            product = torch.mm(block, W_enc, out=buffer[: len(block)])
+            same = product.dtype == self.b_enc.dtype
+            hidden_pre = product.add_(self.b_enc) if same else product + self.b_enc
+            yield first, hidden_pre if self.norm is None else hidden_pre.mul_(self.norm)
 
     def bounds(self, least: torch.Tensor | float) -> torch.Tensor:
         """What x @ W_enc must reach for a pre-activation of `least`, (d_sae,), a little less.
@@ -190,7 +203,7 @@ def top(encoder: Encoder, n: int, guess: float = 0.0) -> Entries:
                 bounds = encoder.bounds(cut)
     winners = largest(Entries.joined(parts), n, d_sae)
     if guess > 0 and (len(winners) < n or (winners.hidden_pre < guess).any()):
-        return top(encoder, n)  # the guess was too high: winners may be below it
+        return top(encoder.exact(), n)  # the guess was too high: winners may be below it
     return winners
 
 
@@ -205,10 +218,10 @@ def token_top_k(encoder: Encoder, k: int) -> Entries:
         The entries; which of several equal ones is taken is not defined.
     """
     parts = [Entries.none(encoder)]
-    for lo, hidden_pre in encoder.token_blocks():
-        top = hidden_pre.topk(k, dim=-1, sorted=False)
-        token, place = (~(top.values <= 0)).nonzero(as_tuple=True)
-        parts.append(Entries(top.indices[token, place], lo + token, top.values[token, place]))
+    for first, hidden_pre in encoder.token_blocks():
+        best = hidden_pre.topk(k, dim=-1, sorted=False)
+        row, place = (~(best.values <= 0)).nonzero(as_tuple=True)  # NaN stays
+        parts.append(Entries(best.indices[row, place], first + row, best.values[row, place]))
     entries = Entries.joined(parts)
     return entries[(entries.latents * encoder.shape[0] + entries.tokens).argsort()]
 
@@ -234,7 +247,7 @@ def _entries(encoder: Encoder, lo: int, block: torch.Tensor, bounds: torch.Tenso
     found = kernels.not_below(block, bounds[lo : lo + len(block)])
     latents = found // block.shape[1] + lo
     tokens = found % block.shape[1]
-    hidden_pre = block.view(-1)[found] + encoder.b_enc[latents]
+    hidden_pre = encoder.products(lo, block, found) + encoder.b_enc[latents]
     if encoder.norm is not None:
         hidden_pre = hidden_pre * encoder.norm[latents]
     return Entries(latents, tokens, hidden_pre)

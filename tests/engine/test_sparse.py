@@ -133,6 +133,17 @@ class TestTopK:
         assert torch.equal(known.latents, unknown.latents)
         assert torch.equal(known.tokens, unknown.tokens)
 
+    def test_what_one_batch_taught_serves_any_next_one(self):
+        """Guesses from ordinary, huge, tiny and silent batches before."""
+        memory, k = engine.Engine(), 3
+        for seed, scale in enumerate([1, 1, 1000, 1000, 1e-3, 1e-3, 0, 1]):
+            problem = Problem.random(seed=seed, k=k)
+            problem.x *= scale
+            with engine.using("sparse"):
+                code = memory.batch_top_k(problem.encoder, k)
+            assert code is not None
+            torch.testing.assert_close(code.tensors()[0].to_dense(), problem.dense_code().acts)
+
     def test_nan_is_selected_so_that_the_loss_shows_it(self):
         for name in ("W_enc", "b_enc"):
             problem = Problem.random()
