@@ -12,7 +12,11 @@ os.environ.setdefault("WANDB_DIR", tempfile.mkdtemp())  # read once, at the firs
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; SAELens imports triton
 
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")

@@ -1,10 +1,11 @@
 """The sparse step's three primitives, in torch: on the CPU and on any device.
 
-Each touches active entries only. `engine.triton` has the same three for CUDA.
+Each touches active entries only. `engine.triton` has the same three for CUDA and takes over there.
 """
 
 import warnings
 from functools import cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,10 @@ def not_below(block: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
     Returns:
         Indices into block.flatten(), increasing, int64.
     """
+    if _triton_takes_over(block):
+        from sae_lens_matryoshka.engine import triton
+
+        return triton.not_below(block, bounds)
     n = block.numel()
     below = torch.empty(-(-n // 8) * 8, dtype=torch.bool, device=block.device)
     below[n:] = True  # fill the last group of eight
@@ -47,6 +52,10 @@ def weighted_sums(
     Returns:
         (segments, d); zeros for an empty segment.
     """
+    if _triton_takes_over(table):
+        from sae_lens_matryoshka.engine import triton
+
+        return triton.weighted_sums(table, index, weights, offsets)
     return F.embedding_bag(
         index, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
     )
@@ -66,6 +75,10 @@ def dots(
     Returns:
         (entries,), in a's dtype.
     """
+    if _triton_takes_over(a):
+        from sae_lens_matryoshka.engine import triton
+
+        return triton.dots(a, b, columns, offsets)
     _accept_csr()
     # only these two have a kernel
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
@@ -78,6 +91,15 @@ def dots(
     )
     product = torch.sparse.sampled_addmm(pattern, a.to(dtype), b.to(dtype).T, beta=0.0)
     return product.values().to(a.dtype)
+
+
+def _triton_takes_over(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda and _triton_is_installed()
+
+
+@cache
+def _triton_is_installed() -> bool:
+    return find_spec("triton") is not None
 
 
 @cache

@@ -19,7 +19,7 @@ import torch
 from typing_extensions import override
 
 from sae_lens_matryoshka.engine import kernels
-from sae_lens_matryoshka.engine.selection import BLOCK_ELEMENTS, Encoder
+from sae_lens_matryoshka.engine.selection import Encoder
 
 # Norms outside of these could meet bfloat16's denormals or overflow, where the bound does not hold.
 SAFE_NORMS = 2.0**-60, 2.0**60
@@ -87,7 +87,7 @@ class ScreenedEncoder(Encoder):
         x[:d_in] = self.x.T
         x[d_in] = _rounded_up(self.x_norm)
         allowance = _rounded_up(factor * self.w_norm)  # (d_sae,)
-        size = max(1, min(d_sae, BLOCK_ELEMENTS // max(1, batch)))
+        size = max(1, min(d_sae, self.block_elements // max(1, batch)))
         weights, buffer = x.new_zeros(size, inner), x.new_empty(size, batch)
         for lo in range(0, d_sae, size):
             block = weights[: min(size, d_sae - lo)]

@@ -11,8 +11,10 @@ import torch
 
 from sae_lens_matryoshka.engine import kernels
 
-# Entries of the encoder's product that exist at a time: 16 MiB in float32, about a processor's cache.
+# Entries of the encoder's product that exist at a time: on a CPU 16 MiB in float32, about its cache;
+# elsewhere enough to keep the device busy.
 BLOCK_ELEMENTS = 2**22
+DEVICE_BLOCK_ELEMENTS = 2**26
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Encoder:
         """(batch, d_sae)"""
         return len(self.x), len(self.b_enc)
 
+    @property
+    def block_elements(self) -> int:
+        """How many entries of x @ W_enc may exist at a time."""
+        return BLOCK_ELEMENTS if self.x.device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
+
     def of(self, latents: torch.Tensor, per: torch.Tensor | None = None) -> "Encoder":
         """The encoder of some latents, given as a mask; pre-activations divided by `per`."""
         norm = None if self.norm is None else self.norm[latents]
@@ -55,7 +62,7 @@ class Encoder:
         """Blocks of (x @ W_enc).T, (latents, batch), each with its first latent; reused memory."""
         batch, d_sae = self.shape
         dtype = self.matmul_dtype
-        size = max(1, min(d_sae, BLOCK_ELEMENTS // max(1, batch)))
+        size = max(1, min(d_sae, self.block_elements // max(1, batch)))
         x = self.x.to(dtype).T
         buffer = x.new_empty(size, batch)
         for lo in range(0, d_sae, size):
@@ -74,7 +81,7 @@ class Encoder:
         """Blocks of pre-activations, (tokens, d_sae), each with its first token; reused memory."""
         batch, d_sae = self.shape
         # W_enc is read once per block, so that few large blocks cost less than many small ones
-        size = max(1, min(batch, 2 * BLOCK_ELEMENTS // d_sae))
+        size = max(1, min(batch, 2 * self.block_elements // d_sae))
         x, W_enc = self.x.to(self.matmul_dtype), self.W_enc.to(self.matmul_dtype)
         buffer = x.new_empty(size, d_sae)
         for first in range(0, batch, size):

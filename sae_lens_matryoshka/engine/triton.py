@@ -1,0 +1,138 @@
+"""The three primitives of `engine.kernels` for CUDA, in Triton.
+
+No atomics: every output element is written by one program, so results repeat to the last bit.
+Sums are in float32 (in float64 for float64). Offsets are 64 bit wide throughout.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+# Entries of a block that one program compares, entries that one program multiplies at a time, and
+# dimensions per step; from the shapes of a large language model's SAE, powers of two.
+TILE = 4096
+ENTRIES = 16
+DIMENSIONS = 256
+
+
+def not_below(block: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    """As `kernels.not_below`: counts per tile first, so that each tile knows where to write."""
+    n, columns = block.numel(), block.shape[1]
+    n_tiles = triton.cdiv(n, TILE)
+    counts = torch.empty(n_tiles, dtype=torch.int64, device=block.device)
+    grid = (n_tiles,)
+    _count[grid](block, bounds, counts, n, columns, TILE=TILE)
+    ends = counts.cumsum(0)
+    found = torch.empty(int(ends[-1]) if n_tiles else 0, dtype=torch.int64, device=block.device)
+    if len(found):
+        _write[grid](block, bounds, ends - counts, found, n, columns, TILE=TILE)
+    return found
+
+
+def weighted_sums(
+    table: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    """As `kernels.weighted_sums`."""
+    table = table.contiguous()
+    n_segments, d = len(offsets) - 1, table.shape[1]
+    sums = torch.empty(n_segments, d, dtype=table.dtype, device=table.device)
+    dimensions = min(DIMENSIONS, triton.next_power_of_2(d))
+    grid = (n_segments, triton.cdiv(d, dimensions))
+    if n_segments:
+        _weighted_sums[grid](
+            table, index, weights, offsets, sums, d,
+            ENTRIES=ENTRIES, DIMENSIONS=dimensions, SUM=_sum_dtype(table),
+        )  # fmt: skip
+    return sums
+
+
+def dots(
+    a: torch.Tensor, b: torch.Tensor, columns: torch.Tensor, offsets: torch.Tensor
+) -> torch.Tensor:
+    """As `kernels.dots`."""
+    a, b = a.contiguous(), b.contiguous()
+    segments = torch.arange(len(a), device=a.device).repeat_interleave(
+        offsets.diff(), output_size=len(columns)
+    )
+    products = torch.empty(len(columns), dtype=a.dtype, device=a.device)
+    d = a.shape[1]
+    dimensions = min(DIMENSIONS, triton.next_power_of_2(d))
+    grid = (triton.cdiv(len(columns), ENTRIES),)
+    if len(columns):
+        _dots[grid](
+            a, b, segments, columns, products, len(columns), d,
+            ENTRIES=ENTRIES, DIMENSIONS=dimensions, SUM=_sum_dtype(a),
+        )  # fmt: skip
+    return products
+
+
+def _sum_dtype(tensor: torch.Tensor) -> tl.dtype:
+    return tl.float64 if tensor.dtype == torch.float64 else tl.float32
+
+
+@triton.jit
+def _reaches(block, bounds, n, columns, TILE: tl.constexpr):
+    """Of this program's tile: the entries' places, and whether they are not below their bounds."""
+    place = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    inside = place < n
+    value = tl.load(block + place, mask=inside, other=0.0).to(tl.float32)
+    bound = tl.load(bounds + place // columns, mask=inside, other=0.0).to(tl.float32)
+    below = value < bound  # false for NaN
+    return place, inside & (below == 0)
+
+
+@triton.jit
+def _count(block, bounds, counts, n, columns, TILE: tl.constexpr):
+    _, reached = _reaches(block, bounds, n, columns, TILE)
+    tl.store(counts + tl.program_id(0), tl.sum(reached.to(tl.int64), axis=0))
+
+
+@triton.jit
+def _write(block, bounds, starts, found, n, columns, TILE: tl.constexpr):
+    place, reached = _reaches(block, bounds, n, columns, TILE)
+    rank = tl.cumsum(reached.to(tl.int64), axis=0) - 1  # among the tile's
+    start = tl.load(starts + tl.program_id(0))
+    tl.store(found + start + rank, place, mask=reached)
+
+
+@triton.jit
+def _weighted_sums(
+    table, index, weights, offsets, sums, d,
+    ENTRIES: tl.constexpr, DIMENSIONS: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    segment = tl.program_id(0).to(tl.int64)
+    dimension = tl.program_id(1) * DIMENSIONS + tl.arange(0, DIMENSIONS)
+    start = tl.load(offsets + segment)
+    end = tl.load(offsets + segment + 1)
+    total = tl.zeros((DIMENSIONS,), dtype=SUM)
+    for first in range(start, end, ENTRIES):
+        entry = first + tl.arange(0, ENTRIES)
+        inside = entry < end
+        row = tl.load(index + entry, mask=inside, other=0).to(tl.int64)
+        weight = tl.load(weights + entry, mask=inside, other=0.0).to(SUM)
+        values = tl.load(
+            table + row[:, None] * d + dimension[None, :],
+            mask=inside[:, None] & (dimension < d)[None, :],
+            other=0.0,
+        ).to(SUM)  # (ENTRIES, DIMENSIONS)
+        total += tl.sum(values * weight[:, None], axis=0)
+    tl.store(sums + segment * d + dimension, total, mask=dimension < d)
+
+
+@triton.jit
+def _dots(
+    a, b, rows, columns, products, n, d,
+    ENTRIES: tl.constexpr, DIMENSIONS: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
+    inside = entry < n
+    row = tl.load(rows + entry, mask=inside, other=0).to(tl.int64)
+    column = tl.load(columns + entry, mask=inside, other=0).to(tl.int64)
+    total = tl.zeros((ENTRIES,), dtype=SUM)
+    for first in range(0, d, DIMENSIONS):
+        dimension = first + tl.arange(0, DIMENSIONS)
+        mask = inside[:, None] & (dimension < d)[None, :]
+        left = tl.load(a + row[:, None] * d + dimension[None, :], mask=mask, other=0.0)
+        right = tl.load(b + column[:, None] * d + dimension[None, :], mask=mask, other=0.0)
+        total += tl.sum(left.to(SUM) * right.to(SUM), axis=1)
+    tl.store(products + entry, total, mask=inside)
