@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from sae_lens_matryoshka import engine
 from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
+from sae_lens_matryoshka.engine.compiling import not_compiled
 from sae_lens_matryoshka.threshold import RecentActivations
 
 # What keeps its own data type, whatever the SAE's.
@@ -191,6 +192,7 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
             return 0.0
         return self.threshold.detach() - cast(float, self.cfg.jumprelu_bandwidth) / 2
 
+    @not_compiled
     def _sparse_code(self, encoder: engine.Encoder) -> engine.SparseCode | None:
         k = self.cfg.k
         if self.cfg.activation == "batchtopk":

@@ -1,7 +1,7 @@
 """The Matryoshka SAE that SAELens's trainers drive: the objective of one training step."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import cast
 
 import torch
 from sae_lens.saes.jumprelu_sae import Step
@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from sae_lens_matryoshka import engine, objective
+from sae_lens_matryoshka.engine.compiling import not_compiled
 from sae_lens_matryoshka.stock_form import SavedAsStockSAE
 
 # Share by which the L1 weight moves per step towards target_l0 (the authors' code).
@@ -22,14 +23,6 @@ THRESHOLD_RATE = 0.1
 MAX_AUX_ELEMENTS = 2**26
 
 Metrics = dict[str, torch.Tensor | float | int | Callable[[], torch.Tensor | float | int]]
-
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _not_compiled(function: F) -> F:
-    """Keep what updates state or decides in Python out of compile_sae's graph."""
-    return cast(F, torch.compiler.disable(function))
 
 
 class MatryoshkaTrainingSAE(SavedAsStockSAE):
@@ -111,7 +104,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             metrics=metrics,
         )
 
-    @_not_compiled
+    @not_compiled
     def _prefixes(self, step: int) -> list[int]:
         cfg = self.cfg
         if cfg.prefix_sampling == "fixed":
@@ -119,7 +112,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         seed = int(self.prefix_seed) + step
         return objective.draw_prefixes(cfg.d_sae, cfg.n_prefixes, cfg.pareto_power, seed)
 
-    @_not_compiled
+    @not_compiled
     @torch.no_grad()
     def _prepare_parameters(self, x: torch.Tensor) -> None:
         if self.cfg.activation == "jumprelu":
@@ -131,7 +124,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
                 self.b_dec.data.copy_(center)
                 self.b_dec_is_set.fill_(True)
 
-    @_not_compiled
+    @not_compiled
     @torch.no_grad()
     def _follow(self, step_input: TrainStepInput, code: engine.Code) -> None:
         """Update what is not a parameter: the running threshold, the L1 controller."""
@@ -256,7 +249,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             return {"mean_threshold": lambda: self.threshold.detach().mean()}
         return {}
 
-    @_not_compiled
+    @not_compiled
     @torch.no_grad()
     def _level_metrics(
         self,
@@ -284,7 +277,7 @@ def _select(recons: torch.Tensor, widths: list[int], wanted: list[int]) -> torch
     return recons[[widths.index(width) for width in wanted]]
 
 
-@_not_compiled
+@not_compiled
 def _require_finite(loss: torch.Tensor, step_input: TrainStepInput) -> None:
     if torch.isfinite(loss):
         return

@@ -40,6 +40,7 @@ from sae_lens_matryoshka import (
     MatryoshkaSAE,
     MatryoshkaTrainingSAE,
     MatryoshkaTrainingSAEConfig,
+    engine,
 )
 
 D_IN, D_SAE, BATCH = 16, 48, 256
@@ -200,14 +201,98 @@ class TestTraining:
 
     @pytest.mark.slow
     @needs_compiler
-    def test_compiled(self):
-        options = {"k": 4, "matryoshka_widths": [6, 18]}
-        plain, compiled = new_sae(**options), new_sae(**options)
+    @pytest.mark.parametrize("path", ["dense", "sparse"])
+    def test_compiled(self, path):
+        plain, compiled = new_sae(k=4), new_sae(k=4)
         compiled.training_forward_pass = torch.compile(compiled.training_forward_pass)
-        train(plain, 5)
-        train(compiled, 5)
+        with engine.using(path):
+            train(plain, 5)
+            train(compiled, 5)
         for name, tensor in plain.state_dict().items():
             torch.testing.assert_close(compiled.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+class TestSparseAndDense:
+    """The engine's two paths train the same SAE."""
+
+    @staticmethod
+    def losses(path: engine.Path, steps: int, autocast: bool = False, **options):
+        sae, curve = new_sae(d_sae=256, matryoshka_widths=[8, 32], **options), []
+        trainer = SAETrainer(trainer_config(steps, autocast=autocast), sae, activations())
+        step = trainer._train_step
+
+        def watched(*args, **kwargs):
+            output = step(*args, **kwargs)
+            curve.append(output.loss.item())
+            return output
+
+        trainer._train_step = watched
+        with engine.using(path):
+            trainer.fit()
+        return sae, torch.tensor(curve)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"k": 4},
+            {"k": 4, "activation": "topk", "prefix_sampling": "random", "n_prefixes": 4},
+            {"activation": "jumprelu", "target_l0": 4},
+            {"activation": "relu", "target_l0": 4},
+        ],
+        ids=["batchtopk", "topk, random prefixes", "jumprelu", "relu"],
+    )
+    def test_a_thousand_steps(self, options):
+        (dense, dense_curve), (sparse, sparse_curve) = (
+            self.losses(path, 1000, **options) for path in ("dense", "sparse")
+        )
+        assert len(dense_curve) == 1000
+        assert dense_curve[-100:].mean() < 0.8 * dense_curve[:20].mean()
+        # single steps part where rounding decides a near-tie; the curve is that of 20 steps' means
+        smooth = [curve.view(-1, 20).mean(dim=1) for curve in (sparse_curve, dense_curve)]
+        torch.testing.assert_close(*smooth, rtol=1e-3, atol=0)
+        x = next(activations(4096, seed=99))
+        recons = [MatryoshkaSAE.from_sae(sae) for sae in (sparse, dense)]
+        if options.get("activation") == "topk":
+            outputs = [sae.sae(x) for sae in recons]
+        else:
+            outputs = [sae.reconstructions(x) for sae in recons]
+        errors = [(out - x).pow(2).sum(dim=-1).mean(dim=-1) for out in outputs]
+        torch.testing.assert_close(*errors, rtol=1e-2, atol=0)
+
+    @pytest.mark.parametrize("activation", ["batchtopk", "topk"])
+    def test_under_autocast(self, activation):
+        curves = [
+            self.losses(path, 20, autocast, k=4, activation=activation)[1]
+            for path in ("dense", "sparse")
+            for autocast in (True, False)
+        ]
+        for curve in curves[:3]:
+            torch.testing.assert_close(curve, curves[3], rtol=2e-2, atol=0)
+        assert not torch.equal(curves[2], curves[3])  # autocast reaches the sparse path
+
+    def test_hooks_get_the_dense_tensors(self):
+        sae, seen = new_sae(k=4), []
+        sae.hook_sae_acts_post.add_hook(lambda acts, hook: seen.append((hook.name, acts.shape)))
+        with engine.using("sparse"):
+            train(sae, 2)
+        assert [shape for _, shape in seen] == [(BATCH, D_SAE)] * 2
+
+    def test_encode_and_reconstructions_at_inference(self, tmp_path):
+        x = next(activations(50, seed=3))
+        sae = new_sae(k=4)
+        train(sae, 30)
+        opened = MatryoshkaSAE.from_sae(sae)
+        results = {}
+        for path in ("dense", "sparse"):
+            with engine.using(path), torch.no_grad():
+                results[path] = (
+                    sae.encode(x),
+                    sae.encode(x.view(5, 10, -1)),
+                    opened.reconstructions(x),
+                )
+        for sparse, dense in zip(results["sparse"], results["dense"]):
+            torch.testing.assert_close(sparse, dense)
 
 
 def test_several_k_in_one_pass(tmp_path):

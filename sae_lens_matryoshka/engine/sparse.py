@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
 from sae_lens_matryoshka.engine import kernels
+from sae_lens_matryoshka.engine.compiling import not_compiled
 from sae_lens_matryoshka.engine.selection import Encoder, Entries
 
 # Latents whose gradients are transposed at a time, so that they stay in the processor's cache.
@@ -42,16 +43,19 @@ class SparseCode:
         """A value per latent, (d_sae,), as one per entry, (entries,)."""
         return per_latent.index_select(0, self._entries.latents)
 
+    @not_compiled
     def token_sums(self, per_entry: torch.Tensor) -> torch.Tensor:
         """Values of the entries, (entries,), summed per token, (batch,)."""
         zeros = per_entry.new_zeros(self._shape[0])
         return zeros.index_add(0, self._entries.tokens, per_entry)
 
+    @not_compiled
     def latent_sums(self) -> torch.Tensor:
         """Activations without the norms' factor, summed over the batch, (d_sae,)."""
         zeros = self.acts.new_zeros(self._shape[1])
         return zeros.index_add(0, self._entries.latents, self._without_norm())
 
+    @not_compiled
     def nested_decode(
         self, W_dec: torch.Tensor, b_dec: torch.Tensor, widths: Sequence[int]
     ) -> torch.Tensor:
@@ -73,6 +77,7 @@ class SparseCode:
         return self.acts / self.at(self._norm)
 
     @cached_property
+    @not_compiled
     def firing_counts(self) -> torch.Tensor:
         """On how many tokens of the batch each latent is active, (d_sae,)."""
         fired = (self.acts.detach() > 0).float()
@@ -87,6 +92,7 @@ class SparseCode:
             else acts.new_tensor(torch.inf)
         )
 
+    @not_compiled
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Activations and pre-activations, sparse COO of (batch, d_sae), without their graphs."""
         by_token = self._entries.tokens.argsort(stable=True)

@@ -1,3 +1,4 @@
+# pyright: basic, reportMissingImports=false, reportGeneralTypeIssues=false, reportArgumentType=false
 """The three primitives of `engine.kernels` for CUDA, in Triton.
 
 No atomics: every output element is written by one program, so results repeat to the last bit.

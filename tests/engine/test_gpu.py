@@ -1,0 +1,56 @@
+"""A CUDA device gives the numbers of the dense path, in every precision. Run with -m gpu."""
+
+import pytest
+import torch
+from engine_problems import Problem, assert_same_numbers
+
+from sae_lens_matryoshka import engine
+from sae_lens_matryoshka.engine import screening
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def problem(**options) -> Problem:
+    options = {"batch": 512, "d_in": 300, "d_sae": 4096, "k": 20, **options}
+    return Problem.random(**options, widths=[100, 1000, 4096]).to("cuda")
+
+
+@pytest.mark.parametrize("activation", ["batchtopk", "topk", "relu"])
+class TestStep:
+    def test_float32(self, activation):
+        sparse, dense = (problem().step(path, activation) for path in ("sparse", "dense"))
+        assert_same_numbers(sparse, dense)
+
+    def test_bfloat16(self, activation):
+        low = problem().to(torch.bfloat16)
+        exact = problem().step("dense", activation)
+        sparse, dense = (low.step(path, activation) for path in ("sparse", "dense"))
+        for name in ("loss", "recons", "d W_enc", "d b_enc", "d W_dec", "d b_dec"):
+            errors = [(out[name].float() - exact[name]).norm() for out in (sparse, dense)]
+            assert errors[0] <= 1.5 * errors[1] + 2**-7 * exact[name].norm(), name
+
+    def test_autocast(self, activation):
+        exact = problem().step("dense", activation)
+        with torch.autocast("cuda", torch.bfloat16):
+            sparse, dense = (problem().step(path, activation) for path in ("sparse", "dense"))
+        for name in ("loss", "recons", "d W_enc", "d b_enc", "d W_dec", "d b_dec"):
+            errors = [(out[name].float() - exact[name]).norm() for out in (sparse, dense)]
+            assert errors[0] <= 1.5 * errors[1] + 2**-7 * exact[name].norm(), name
+
+    def test_the_same_twice(self, activation):
+        first, second = (problem().step("sparse", activation) for _ in range(2))
+        for name, value in first.items():
+            assert torch.equal(value, second[name]), name
+
+
+def test_screening_selects_what_float32_selects():
+    memory, given = engine.Engine(), problem()
+    assert screening.pays(given.encoder)
+    with engine.using("sparse"):
+        for _ in range(2):  # the first one learns where to cut
+            code = memory.batch_top_k(given.encoder, given.k)
+    assert code is not None
+    torch.testing.assert_close(code.tensors()[0].to_dense(), given.dense_code().acts)
