@@ -24,7 +24,8 @@ def not_below(block: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
     grid = (n_tiles,)
     _count[grid](block, bounds, counts, n, columns, TILE=TILE)
     ends = counts.cumsum(0)
-    found = torch.empty(int(ends[-1]) if n_tiles else 0, dtype=torch.int64, device=block.device)
+    n_found = int(ends[-1]) if len(ends) else 0
+    found = counts.new_empty(n_found)
     if len(found):
         _write[grid](block, bounds, ends - counts, found, n, columns, TILE=TILE)
     return found
