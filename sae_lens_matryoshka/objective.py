@@ -122,6 +122,30 @@ def nested_l1(
     return (per_group * per_group.new_tensor(shares)).sum()
 
 
+def row_norms(matrix: torch.Tensor) -> torch.Tensor:
+    """Norm of each row, (rows,); its gradient is zero where the row is."""
+    return _RowNorms.apply(matrix)
+
+
+class _RowNorms(torch.autograd.Function):
+    """matrix.norm(dim=-1), with a third of the passes over memory in its backward."""
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, matrix: torch.Tensor) -> torch.Tensor:
+        norms = matrix.norm(dim=-1)
+        ctx.save_for_backward(matrix, norms)
+        return norms
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: torch.Tensor
+    ) -> torch.Tensor:
+        matrix, norms = ctx.saved_tensors
+        return matrix * torch.where(norms > 0, grads[0] / norms, 0.0)[:, None]
+
+
 def dead_latent_loss(
     hidden_pre: torch.Tensor,
     W_dec: torch.Tensor,

@@ -225,7 +225,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             coefficient = coefficients["l1"]
             if cfg.target_l0 is not None:
                 coefficient = coefficient * self.l1_scale.item()
-            sums = code.latent_sums() * self.W_dec.norm(dim=-1)  # (d_sae,)
+            sums = code.latent_sums() * objective.row_norms(self.W_dec)  # (d_sae,)
             l1 = objective.nested_l1(sums, prefixes, weights) / len(step_input.sae_in)
             return {"l1_loss": coefficient * l1}
         if cfg.activation == "jumprelu":

@@ -94,6 +94,20 @@ class TestNestedSquaredError:
         assert recons.grad is not None and not recons.grad.any()
 
 
+class TestRowNorms:
+    def test_gradients_by_finite_differences(self):
+        matrix = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
+        assert torch.autograd.gradcheck(objective.row_norms, (matrix,))
+
+    def test_a_row_of_zeros(self):
+        matrix = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+        norms = objective.row_norms(matrix)
+        norms.sum().backward()
+        assert norms.tolist() == [5, 0]
+        assert matrix.grad is not None
+        torch.testing.assert_close(matrix.grad, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+
+
 class TestDeadLatentLoss:
     @pytest.mark.parametrize("with_norm", [False, True])
     def test_against_a_loop(self, with_norm):

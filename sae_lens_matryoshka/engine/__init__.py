@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from sae_lens_matryoshka.engine import screening, selection, sparse
+from sae_lens_matryoshka.engine import kernels, screening, selection, sparse
 from sae_lens_matryoshka.engine.dense import DenseCode, batch_top_k, nested_decode, token_top_k
 from sae_lens_matryoshka.engine.selection import Encoder
 from sae_lens_matryoshka.engine.sparse import SparseCode, shifted_bias
@@ -110,4 +110,6 @@ def _sparse_pays(encoder: Encoder, density: float) -> bool:
     if _path != "auto":
         return _path == "sparse"
     batch, d_sae = encoder.shape
-    return density <= CROSSOVER and batch * d_sae >= FEWEST_ENTRIES
+    return (
+        kernels.are_fast_on(encoder.x) and density <= CROSSOVER and batch * d_sae >= FEWEST_ENTRIES
+    )

@@ -14,6 +14,11 @@ import torch.nn.functional as F
 _EIGHT_TRUE = 0x0101010101010101
 
 
+def are_fast_on(tensor: torch.Tensor) -> bool:
+    """Whether the primitives are made for the tensor's device: a CPU, or CUDA with Triton."""
+    return tensor.device.type == "cpu" or _triton_takes_over(tensor)
+
+
 def not_below(block: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
     """Where a block reaches its bounds; NaN does, so that it is never lost.
 

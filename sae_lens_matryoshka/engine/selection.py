@@ -229,8 +229,8 @@ def token_top_k(encoder: Encoder, k: int) -> Entries:
         best = hidden_pre.topk(k, dim=-1, sorted=False)
         row, place = (~(best.values <= 0)).nonzero(as_tuple=True)  # NaN stays
         parts.append(Entries(best.indices[row, place], first + row, best.values[row, place]))
-    entries = Entries.joined(parts)
-    return entries[(entries.latents * encoder.shape[0] + entries.tokens).argsort()]
+    entries = Entries.joined(parts)  # ordered by token
+    return entries[entries.latents.int().argsort(stable=True)]
 
 
 def largest(entries: Entries, n: int, d_sae: int) -> Entries:

@@ -95,7 +95,7 @@ class SparseCode:
     @not_compiled
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Activations and pre-activations, sparse COO of (batch, d_sae), without their graphs."""
-        by_token = self._entries.tokens.argsort(stable=True)
+        by_token = self._entries.tokens.int().argsort(stable=True)
         indices = torch.stack([self._entries.tokens, self._entries.latents])[:, by_token]
 
         def as_tensor(values: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,8 @@ class SparseCode:
                 check_invariants=False,
             )
 
-        return as_tensor(self.acts), as_tensor(self.hidden_pre)
+        acts = as_tensor(self.acts)
+        return acts, acts if self.acts is self.hidden_pre else as_tensor(self.hidden_pre)
 
 
 def encode(encoder: Encoder, entries: Entries) -> SparseCode:

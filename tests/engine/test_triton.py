@@ -1,5 +1,10 @@
 """The Triton kernels against torch: on a GPU where there is one, else through Triton's interpreter."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from engine_problems import Problem, assert_same_numbers, problems
@@ -119,3 +124,12 @@ class TestStep:
         problem = problem.to(DEVICE)
         sparse, dense = (problem.step(path, activation) for path in ("sparse", "dense"))
         assert_same_numbers(sparse, dense)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_for_a_gpu(capability):
+    """Down to machine code, which needs no GPU; in a process without the interpreter."""
+    environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("compile_kernels.py")
+    subprocess.run([sys.executable, str(script), str(capability)], check=True, env=environment)
