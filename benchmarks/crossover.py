@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    say(f"{machine()}")
+    say(machine(args.device))
     say(f"Five levels, our runner; medians of {args.rounds} rounds\n")
     rows = []
     for batch, d_in, d_sae, k in GRID:

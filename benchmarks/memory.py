@@ -38,7 +38,7 @@ def main() -> None:
         arm = json.loads(args.arm)
         print(_peak(arm["name"], Shape(**arm["shape"]), arm["share_dead"]))  # noqa: T201
         return
-    say(machine())
+    say(machine(args.device))
     shape = Shape(device=args.device)
     say(f"Peak beyond 16 bytes per weight after {STEPS} steps of SAELens's trainer\n")
     rows = []

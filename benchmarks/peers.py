@@ -32,7 +32,6 @@ def in_stock_trainer(
     batches: list[torch.Tensor],
     share_dead: float = 0.0,
     fused_adam: bool = False,
-    autocast: bool = False,
     lr: float = LR,
 ) -> Step:
     """A step of SAELens's own SAETrainer.
@@ -42,7 +41,6 @@ def in_stock_trainer(
         batches: What it trains on, in turn.
         share_dead: Share of the latents that are counted as dead in every step.
         fused_adam: As this package's runner sets it.
-        autocast: Train under bfloat16 autocast.
         lr: Learning rate of Adam.
     """
     device = str(batches[0].device)
@@ -52,7 +50,7 @@ def in_stock_trainer(
         save_final_checkpoint=False,
         total_training_samples=10**12,
         device=device,
-        autocast=autocast,
+        autocast=False,
         lr=lr,
         lr_end=lr,
         lr_scheduler_name="constant",
@@ -113,9 +111,11 @@ def saelens_batchtopk(shape: Shape) -> TrainingSAE[Any]:
     )
 
 
-def saelens_topk(shape: Shape) -> TrainingSAE[Any]:
+def saelens_topk(shape: Shape, **options: Any) -> TrainingSAE[Any]:
     """SAELens's TopK SAE: no levels."""
-    return TopKTrainingSAE(TopKTrainingSAEConfig(d_in=shape.d_in, d_sae=shape.d_sae, k=shape.k))
+    return TopKTrainingSAE(
+        TopKTrainingSAEConfig(d_in=shape.d_in, d_sae=shape.d_sae, k=shape.k, **options)
+    )
 
 
 def saelens_standard(shape: Shape) -> TrainingSAE[Any]:

@@ -32,7 +32,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     shape = GPU if args.device == "cuda" else CPU
-    say(f"{machine()}")
+    say(machine(args.device))
     say(f"{shape}; medians of {args.rounds} rounds, every arm once per round\n")
     for name in args.only:
         SECTIONS[name](shape, args.rounds)
@@ -52,7 +52,7 @@ def against_peers(shape: Shape, rounds: int) -> None:
         "authors' formula": peers.AuthorsFormula(shape, x),
         "ours, SAELens's trainer": in_stock_trainer(peers.ours(shape), x),
         "ours, our runner (fused Adam)": in_stock_trainer(peers.ours(shape), x, fused_adam=True),
-        "floor: encoder product + fused Adam": peers.floor(shape, x),
+        "floor: float32 encoder product + fused Adam": peers.floor(shape, x),
     }
     steps = {name: step for name, step in arms.items() if step is not None}
     times = interleaved(steps, rounds)
@@ -64,14 +64,16 @@ def against_peers(shape: Shape, rounds: int) -> None:
             "ours, our runner (fused Adam)": "with our runner",
         },
     )
-    over = ratio(times, "ours, our runner (fused Adam)", "floor: encoder product + fused Adam")
+    over = ratio(
+        times, "ours, our runner (fused Adam)", "floor: float32 encoder product + fused Adam"
+    )
     say(f"\nOurs with our runner takes {over:.2f} times the floor.\n")
 
 
 def variants(shape: Shape, rounds: int) -> None:
     """The other objectives, each against SAELens's nearest equivalent."""
     x = activations(shape)
-    say("### Variants, in SAELens's trainer\n")
+    say("### Variants\n")
     arms: dict[str, tuple[Callable[[], Any], Callable[[], Any], dict[str, float]]] = {
         "20 % of latents dead": (
             lambda: peers.saelens_matryoshka(shape),
@@ -88,8 +90,8 @@ def variants(shape: Shape, rounds: int) -> None:
             lambda: peers.ours(shape, activation="topk"),
             {},
         ),
-        "topk, one level / topk without levels": (
-            lambda: peers.saelens_topk(shape),
+        "topk, one level / topk with use_sparse_activations": (
+            lambda: peers.saelens_topk(shape, use_sparse_activations=True),
             lambda: peers.ours(replace(shape, levels=1), activation="topk"),
             {},
         ),
@@ -105,13 +107,21 @@ def variants(shape: Shape, rounds: int) -> None:
         steps = {
             "SAELens": in_stock_trainer(theirs(), x, **options),
             "ours": in_stock_trainer(mine(), x, **options),
+            "our runner": in_stock_trainer(mine(), x, fused_adam=True, **options),
         }
         times = interleaved(steps, rounds)
         medians = [f"{statistics.median(times[arm]):,.0f}" for arm in steps]
-        rows.append([name, *medians, f"{ratio(times, 'SAELens', 'ours'):.1f}"])
+        ratios = [f"{ratio(times, 'SAELens', arm):.1f}" for arm in ("ours", "our runner")]
+        rows.append([name, *medians, *ratios])
         del steps
         gc.collect()
-    table(["ours / SAELens's nearest", "SAELens, ms", "ours, ms", "ratio"], rows)
+    header = [
+        "ours / SAELens's nearest",
+        "SAELens, ms",
+        "ours in its trainer",
+        "ours in our runner",
+    ]
+    table([*header, "ratio", "with our runner"], rows)
     say()
 
 

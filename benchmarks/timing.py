@@ -61,9 +61,9 @@ def table(header: list[str], rows: list[list[str]]) -> None:
         say("| " + " | ".join(row) + " |")
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     """What ran the numbers: processor or GPU, threads, versions, date."""
-    if torch.cuda.is_available():
+    if device == "cuda":
         chip = torch.cuda.get_device_name()
     else:
         threads = torch.get_num_threads()

@@ -24,6 +24,11 @@ PRECISION = {
 }
 
 
+def is_hooked(point: nn.Module) -> bool:
+    """Whether anyone watches a hook point, through TransformerLens or torch itself."""
+    return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks)
+
+
 class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
     """
     An SAE with any of the configuration's activations, without its training objective.
@@ -122,10 +127,8 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
             return super().encode(x)
         encoder = self.encoder(x)
         rows = dataclasses.replace(encoder, x=encoder.x.reshape(-1, self.cfg.d_in))
-        code = self._sparse_code(rows)
-        if code is None:
-            return super().encode(x)
-        return code.tensors()[0].to_dense().view(*encoder.x.shape[:-1], -1)
+        acts = self.encode_to_code(rows).tensors()[0].to_dense()
+        return acts.view(*encoder.x.shape[:-1], -1)
 
     @override
     def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,16 +147,15 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
             hidden_pre = hidden_pre * self.get_W_dec_norm()
         return self.hook_sae_acts_post(self.activation_fn(hidden_pre)), hidden_pre
 
-    def encode_to_code(self, x: torch.Tensor) -> engine.Code:
+    def encode_to_code(self, encoder: engine.Encoder, dense: bool = False) -> engine.Code:
         """
-        Activations as the engine's faster path keeps them, for training: all entries, or the
-        active ones only.
+        Activations as the engine's faster path keeps them: all entries, or the active ones only.
 
         Args:
-            x: Activations of the model, (batch, d_in).
+            encoder: Gives the pre-activations of (batch, d_in) activations.
+            dense: All entries, whatever is faster: someone wants to see them.
         """
-        encoder = self.encoder(x)
-        code = None if self._is_observed(x) else self._sparse_code(encoder)
+        code = None if dense else self._sparse_code(encoder)
         if code is not None:
             return code
         hidden_pre = self.hook_sae_acts_pre(encoder.x @ encoder.W_enc + encoder.b_enc)
@@ -167,24 +169,19 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
 
     def encoder(self, x: torch.Tensor) -> engine.Encoder:
         """What gives the pre-activations of x, (..., d_in); W_enc, b_enc and b_dec get gradients."""
-        sae_in, b_enc = self._input_and_bias(x)
+        sae_in, b_enc = self.process_sae_in(x), self.b_enc
+        if not self._is_observed(x):
+            sae_in = sae_in.detach()
+            if self.cfg.apply_b_dec_to_input:
+                b_enc = engine.shifted_bias(b_enc, self.b_dec, self.W_enc)
         # the norms' gradients through encoder and decoder cancel
         norm = self.get_W_dec_norm().detach() if self.cfg.rescale_acts_by_decoder_norm else None
         return engine.Encoder(sae_in, self.W_enc, b_enc, norm)
 
-    def _input_and_bias(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the encoder multiplies, (batch, d_in), and the bias that it adds, (d_sae,)."""
-        sae_in = self.process_sae_in(x)
-        if self._is_observed(x):
-            return sae_in, self.b_enc
-        if not self.cfg.apply_b_dec_to_input:
-            return sae_in.detach(), self.b_enc
-        return sae_in.detach(), engine.shifted_bias(self.b_enc, self.b_dec, self.W_enc)
-
     def _is_observed(self, x: torch.Tensor) -> bool:
         """Whether someone wants the dense tensors of an encoding: a hook, or a gradient to x."""
         points = (self.hook_sae_input, self.hook_sae_acts_pre, self.hook_sae_acts_post)
-        return x.requires_grad or any(point.fwd_hooks or point.bwd_hooks for point in points)
+        return x.requires_grad or any(map(is_hooked, points))
 
     def _least_of_interest(self) -> torch.Tensor | float:
         """What a pre-activation must exceed for it to count, or to move its threshold."""

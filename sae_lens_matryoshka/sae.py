@@ -3,15 +3,17 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from sae_lens.saes.sae import SAE, SAEMetadata, TrainingSAE
+from sae_lens.saes.standard_sae import StandardSAE
 from sae_lens.saes.topk_sae import TopKSAE
 
 from sae_lens_matryoshka import engine
 from sae_lens_matryoshka.config import resolve_widths
+from sae_lens_matryoshka.nested_sae import is_hooked
 
 # Parameters of the stock architectures, by the dimension that holds the latents.
 _LATENT_DIM = {"W_enc": 1, "b_enc": 0, "threshold": 0, "W_dec": 0}
@@ -183,11 +185,13 @@ class MatryoshkaSAE:
 
     def _encode(self, x: torch.Tensor) -> engine.Code:
         """What sae.encode gives, as a list of the active latents where that is faster."""
-        sae, points = self.sae, (self.sae.hook_sae_acts_pre, self.sae.hook_sae_acts_post)
-        if not any(point.fwd_hooks for point in points):
-            encoder = engine.Encoder(sae.process_sae_in(x), sae.W_enc, cast(Any, sae).b_enc, None)
-            thresholds = cast(Any, sae).threshold.relu() if isinstance(sae, JumpReLUSAE) else 0.0
-            code = self._engine.above(encoder, thresholds)
+        sae = self.sae
+        points = (sae.hook_sae_input, sae.hook_sae_acts_pre, sae.hook_sae_acts_post)
+        if isinstance(sae, JumpReLUSAE | StandardSAE) and not any(map(is_hooked, points)):
+            sae_in = sae.process_sae_in(x)
+            thresholds = sae.threshold.relu() if isinstance(sae, JumpReLUSAE) else 0.0
+            encoder = engine.Encoder(sae_in, sae.W_enc, sae.b_enc, None)
+            code = self._engine.above(encoder, thresholds) if sae_in.dim() == 2 else None
             if code is not None:
                 return code
         acts = sae.encode(x)

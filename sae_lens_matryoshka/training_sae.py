@@ -63,7 +63,9 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             step_input: The batch, (batch, d_in), and the trainer's state.
 
         Returns:
-            Losses under SAELens's names. On logging steps, metrics per level: fvu (share of the
+            Losses under SAELens's names. feature_acts and hidden_pre are for counting, without
+            gradients: sparse COO tensors of the entries looked at where the engine's sparse path
+            was taken. On logging steps, metrics per level: fvu (share of the
             variance unexplained), l0, active (share of the level's latents that fired in the batch)
             and dead (how many of them the trainer counts as dead).
 
@@ -72,7 +74,8 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         """
         cfg, x = self.cfg, step_input.sae_in
         self._prepare_parameters(x)
-        code = self.encode_to_code(x)
+        encoder = self.encoder(x)
+        code = self.encode_to_code(encoder, dense=self._is_observed(x))
         feature_acts, hidden_pre = code.tensors()
 
         prefixes = self._prefixes(step_input.n_training_steps)
@@ -86,7 +89,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
 
         errors = objective.nested_squared_error(x, nested)  # (prefixes,)
         losses = self._sparsity_loss(step_input, code, prefixes, weights)
-        losses |= self.calculate_aux_loss(step_input, feature_acts, hidden_pre, nested)
+        losses |= self._aux_loss(step_input, nested, encoder)
         loss = (errors * errors.new_tensor(weights)).sum() + sum(losses.values())
         _require_finite(loss, step_input)
         self._follow(step_input, code)
@@ -163,6 +166,11 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             sae_out: Every level's reconstruction, (levels, batch, d_in), or, for the global loss, the
                 outermost level's alone, (batch, d_in).
         """
+        return self._aux_loss(step_input, sae_out, self.encoder(step_input.sae_in))
+
+    def _aux_loss(
+        self, step_input: TrainStepInput, sae_out: torch.Tensor, encoder: engine.Encoder
+    ) -> dict[str, torch.Tensor]:
         cfg = self.cfg
         if cfg.aux_loss == "none":
             return {}
@@ -170,6 +178,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         dead = step_input.dead_neuron_mask
         loss = sae_out.new_tensor(0.0)
         if dead is not None and dead.any():
+            scale = objective.row_scale(step_input.sae_in, cfg.normalize_activations)
             if cfg.aux_loss == "global":
                 groups = [(0, cfg.d_sae, recons[-1])]
             else:
@@ -177,26 +186,29 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             for lo, hi, reconstruction in groups:
                 group = lo + dead[lo:hi].nonzero().squeeze(1)  # (dead,)
                 if len(group):
-                    loss = loss + self._dead_latent_loss(step_input.sae_in, group, reconstruction)
+                    residual = step_input.sae_in - reconstruction
+                    loss = loss + self._dead_latent_loss(encoder, group, residual, scale)
         coefficient = 1.0 if cfg.aux_loss_coefficient is None else cfg.aux_loss_coefficient
         return {"auxiliary_reconstruction_loss": coefficient * loss}
 
+    @not_compiled
     def _dead_latent_loss(
-        self, x: torch.Tensor, dead: torch.Tensor, reconstruction: torch.Tensor
+        self,
+        encoder: engine.Encoder,
+        dead: torch.Tensor,
+        residual: torch.Tensor,
+        scale: torch.Tensor | None,
     ) -> torch.Tensor:
-        """How well the dead latents, given by index, reconstruct what is left of x."""
-        cfg = self.cfg
-        sae_in, b_enc = self._input_and_bias(x)
-        W_enc, b_enc, W_dec = self.W_enc[:, dead], b_enc[dead], self.W_dec[dead]
-        norm = W_dec.detach().norm(dim=-1) if cfg.rescale_acts_by_decoder_norm else None
-        k_aux = cfg.k_aux or max(1, cfg.d_in // 2)
-        scale = objective.row_scale(x, cfg.normalize_activations)
+        """How well the dead latents, given by index, reconstruct the residual, (batch, d_in)."""
+        W_enc, b_enc, W_dec = encoder.W_enc[:, dead], encoder.b_enc[dead], self.W_dec[dead]
+        norm = None if encoder.norm is None else encoder.norm[dead]
+        k_aux = self.cfg.k_aux or max(1, self.cfg.d_in // 2)
 
         def loss_of(rows: slice) -> torch.Tensor:
             return objective.dead_latent_loss(
-                sae_in[rows] @ W_enc + b_enc,
+                encoder.x[rows] @ W_enc + b_enc,
                 W_dec,
-                x[rows] - reconstruction[rows],
+                residual[rows],
                 k_aux,
                 norm,
                 None if scale is None else scale[rows],
@@ -204,12 +216,12 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
 
         # where most of a wide dictionary is dead, (batch, dead) would not fit into memory
         size = max(1, MAX_AUX_ELEMENTS // len(dead))
-        if size >= len(x):
+        if size >= len(residual):
             return loss_of(slice(None))
         losses = [
             checkpoint(loss_of, slice(lo, lo + size), use_reentrant=False)
-            * (min(size, len(x) - lo) / len(x))
-            for lo in range(0, len(x), size)
+            * (min(size, len(residual) - lo) / len(residual))
+            for lo in range(0, len(residual), size)
         ]
         return torch.stack(losses).sum()
 

@@ -18,7 +18,7 @@ from hypothesis import settings  # noqa: E402
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; SAELens imports triton
 
-settings.register_profile("default", deadline=None)
+settings.register_profile("default", deadline=None, derandomize=True)  # the same in every run
 settings.load_profile("default")
 
 

@@ -271,6 +271,22 @@ class TestSparseAndDense:
             torch.testing.assert_close(curve, curves[3], rtol=2e-2, atol=0)
         assert not torch.equal(curves[2], curves[3])  # autocast reaches the sparse path
 
+    def test_error_term_removes_the_hook_points(self):
+        """SAELens puts nn.Identity in their place while it looks for its own error."""
+        torch.manual_seed(0)
+        cfg = MatryoshkaTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4)
+        sae, x = MatryoshkaTrainingSAE(cfg, use_error_term=True), next(activations(50))
+        for path in ("dense", "sparse"):
+            with engine.using(path):
+                torch.testing.assert_close(sae(x), x)
+
+    def test_a_hook_of_torch_is_served_too(self):
+        sae, seen = new_sae(k=4), []
+        sae.hook_sae_acts_pre.register_forward_hook(lambda *args: seen.append(args[2].shape))
+        with engine.using("sparse"):
+            train(sae, 2)
+        assert seen == [(BATCH, D_SAE)] * 2
+
     def test_hooks_get_the_dense_tensors(self):
         sae, seen = new_sae(k=4), []
         sae.hook_sae_acts_post.add_hook(lambda acts, hook: seen.append((hook.name, acts.shape)))
@@ -286,6 +302,7 @@ class TestSparseAndDense:
         results = {}
         for path in ("dense", "sparse"):
             with engine.using(path), torch.no_grad():
+                assert opened.reconstructions(x[None]).shape == (3, 1, 50, D_IN)
                 results[path] = (
                     sae.encode(x),
                     sae.encode(x.view(5, 10, -1)),

@@ -4,6 +4,7 @@ Knows tensors, not SAELens. `dense` is the definition of the numbers, `sparse` c
 ones from the active latents alone. `Engine` takes the faster of the two.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -73,7 +74,9 @@ class Engine:
                 entries = selection.top(screening.screened(encoder), n_active, guess)
             else:
                 entries = selection.top(encoder, n_active, guess)
-            self._cut = entries.hidden_pre.min().item() if len(entries) else 0.0
+            # a cut says nothing where fewer than n were positive, or where one was NaN
+            cut = entries.hidden_pre.min().item() if len(entries) == n_active > 0 else 0.0
+            self._cut = cut if math.isfinite(cut) else 0.0
         return sparse.encode(encoder, entries)
 
     def token_top_k(self, encoder: Encoder, k: int) -> SparseCode | None:

@@ -5,6 +5,8 @@ from functools import cached_property
 
 import torch
 
+from sae_lens_matryoshka.engine.compiling import not_compiled
+
 
 class DenseCode:
     """Activations of a batch with every entry, zero or not; the counterpart of `SparseCode`.
@@ -79,14 +81,14 @@ def batch_top_k(hidden_pre: torch.Tensor, k: float) -> torch.Tensor:
     return torch.zeros_like(acts).scatter(-1, indices, acts[indices]).view_as(hidden_pre)
 
 
+@not_compiled
 def _earlier_ties(acts: torch.Tensor, values: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     """The indices of a top-k, with the first of the entries that tie at its cut."""
-    if len(values) == 0:
+    if len(values) == 0 or (cut := values.min()) == 0:  # zeros stay zeros
         return indices
-    cut = values.min()
     chosen = values == cut
     ties = (acts == cut).nonzero().squeeze(1)  # in order
-    if cut == 0 or len(ties) == chosen.sum():  # zeros stay zeros
+    if len(ties) == chosen.sum():
         return indices
     return indices.masked_scatter(chosen, ties[: int(chosen.sum())])
 

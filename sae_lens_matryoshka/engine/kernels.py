@@ -3,12 +3,15 @@
 Each touches active entries only. `engine.triton` has the same three for CUDA and takes over there.
 """
 
+import logging
 import warnings
 from functools import cache
 from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+
+logger = logging.getLogger(__name__)
 
 # Eight booleans read as one integer, all of them true.
 _EIGHT_TRUE = 0x0101010101010101
@@ -99,12 +102,24 @@ def dots(
 
 
 def _triton_takes_over(tensor: torch.Tensor) -> bool:
-    return tensor.is_cuda and _triton_is_installed()
+    return tensor.is_cuda and _triton_works(tensor.device)
 
 
 @cache
-def _triton_is_installed() -> bool:
-    return find_spec("triton") is not None
+def _triton_works(device: torch.device) -> bool:
+    """Whether a kernel runs: triton may lack a C compiler, or not know the GPU."""
+    if find_spec("triton") is None:
+        return False
+    from sae_lens_matryoshka.engine import triton
+
+    try:
+        found = triton.not_below(torch.ones(1, 1, device=device), torch.ones(1, device=device))
+        return found.tolist() == [0]
+    except Exception as error:  # whatever its compiler or the driver raises
+        logger.warning(
+            "Triton does not work on %s: training takes the dense path. %s", device, error
+        )
+        return False
 
 
 @cache

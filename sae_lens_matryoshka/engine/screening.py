@@ -13,6 +13,7 @@ search is made in float32 (`selection.top`).
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from sae_lens_matryoshka.engine import kernels
 from sae_lens_matryoshka.engine.selection import Encoder
 
 # Norms outside of these could meet bfloat16's denormals or overflow, where the bound does not hold.
-SAFE_NORMS = 2.0**-60, 2.0**60
+SAFE_NORMS = 2.0**-50, 2.0**50
 
 # Processors multiply matrices of inner dimensions divisible by this at full speed.
 INNER_MULTIPLE = 32
@@ -52,15 +53,33 @@ def pays(encoder: Encoder) -> bool:
     if encoder.matmul_dtype != torch.float32:
         return False
     if device.type == "cuda":
-        exact = torch.get_float32_matmul_precision() == "highest"
-        return exact and torch.cuda.get_device_capability(device) >= (8, 0)
+        return _float32_is_exact() and torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and cpu_has_bf16_units()
 
 
 def cpu_has_bf16_units() -> bool:
     """Whether the processor multiplies bfloat16 in hardware (AMX, AVX512-BF16)."""
     # torch offers no public way to ask
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def _float32_is_exact() -> bool:
+    """Whether CUDA multiplies float32 as float32, not as TF32."""
+    setting = getattr(torch.backends.cuda.matmul, "fp32_precision", None)  # torch 2.9
+    return not torch.backends.cuda.matmul.allow_tf32 if setting is None else setting != "tf32"
+
+
+@contextmanager
+def _sums_in_float32() -> Iterator[None]:
+    """Keep cuBLAS from adding partial sums in bfloat16, which the bound does not cover."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = before
 
 
 @dataclass(frozen=True)
@@ -93,7 +112,9 @@ class ScreenedEncoder(Encoder):
             block = weights[: min(size, d_sae - lo)]
             block[:, :d_in] = self.W_enc[:, lo : lo + size].T
             block[:, d_in] = allowance[lo : lo + size]
-            yield lo, torch.mm(block, x, out=buffer[: len(block)])
+            with _sums_in_float32():
+                bounds = torch.mm(block, x, out=buffer[: len(block)])
+            yield lo, bounds
 
     @override
     def bounds(self, least: torch.Tensor | float) -> torch.Tensor:

@@ -97,10 +97,11 @@ class Encoder:
         The difference pays for rounding here and in the pre-activation: four roundings of values
         no larger than the two terms.
         """
-        unscaled = torch.zeros_like(self.b_enc) + least
+        wide = torch.promote_types(self.b_enc.dtype, torch.float32)
+        unscaled = torch.zeros_like(self.b_enc, dtype=wide) + least
         if self.norm is not None:
             unscaled = unscaled / self.norm
-        slack = 8 * torch.finfo(unscaled.dtype).eps * (unscaled.abs() + self.b_enc.abs())
+        slack = 8 * torch.finfo(self.b_enc.dtype).eps * (unscaled.abs() + self.b_enc.abs())
         bounds = unscaled - self.b_enc - slack.nan_to_num(posinf=0.0)
         dtype = self.matmul_dtype
         if torch.finfo(dtype).eps > torch.finfo(bounds.dtype).eps:

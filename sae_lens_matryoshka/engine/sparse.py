@@ -41,7 +41,7 @@ class SparseCode:
 
     def at(self, per_latent: torch.Tensor) -> torch.Tensor:
         """A value per latent, (d_sae,), as one per entry, (entries,)."""
-        return per_latent.index_select(0, self._entries.latents)
+        return _AtEntries.apply(per_latent, self._entries.latents)
 
     @not_compiled
     def token_sums(self, per_entry: torch.Tensor) -> torch.Tensor:
@@ -52,8 +52,7 @@ class SparseCode:
     @not_compiled
     def latent_sums(self) -> torch.Tensor:
         """Activations without the norms' factor, summed over the batch, (d_sae,)."""
-        zeros = self.acts.new_zeros(self._shape[1])
-        return zeros.index_add(0, self._entries.latents, self._without_norm())
+        return _LatentSums.apply(self._without_norm(), self._entries.latents, self._shape[1])
 
     @not_compiled
     def nested_decode(
@@ -142,6 +141,43 @@ def offsets(segment: torch.Tensor, n_segments: int) -> torch.Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
 
 
+def _sums(values: torch.Tensor, latents: torch.Tensor, d_sae: int) -> torch.Tensor:
+    """Values of entries, ordered by latent, summed per latent, (d_sae,); repeatable on any device."""
+    index = torch.arange(len(values), dtype=torch.int32, device=values.device)
+    starts = offsets(latents, d_sae)
+    return kernels.weighted_sums(values[:, None], index, torch.ones_like(values), starts)[:, 0]
+
+
+class _LatentSums(torch.autograd.Function):
+    @staticmethod
+    @override
+    def forward(ctx: Any, values: torch.Tensor, latents: torch.Tensor, d_sae: int) -> torch.Tensor:
+        ctx.latents = latents
+        return _sums(values, latents, d_sae)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        return grads[0][ctx.latents], None, None
+
+
+class _AtEntries(torch.autograd.Function):
+    @staticmethod
+    @override
+    def forward(ctx: Any, per_latent: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        ctx.latents, ctx.d_sae = latents, len(per_latent)
+        return per_latent[latents]
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        return _sums(grads[0].contiguous(), ctx.latents, ctx.d_sae), None
+
+
 class _NestedDecode(torch.autograd.Function):
     @staticmethod
     @override
@@ -214,8 +250,7 @@ class _PreActivations(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_W_enc = _encoder_gradient(encoder, entries, grad)
         if ctx.needs_input_grad[1]:
-            zeros = torch.zeros_like(encoder.b_enc)
-            grad_b_enc = zeros.index_add_(0, entries.latents, grad.to(zeros.dtype))
+            grad_b_enc = _sums(grad.to(encoder.b_enc.dtype), entries.latents, encoder.shape[1])
         return grad_W_enc, grad_b_enc, None, None
 
 
@@ -225,9 +260,10 @@ def _encoder_gradient(encoder: Encoder, entries: Entries, grad: torch.Tensor) ->
     result = torch.empty_like(encoder.W_enc)
     starts = offsets(entries.latents, d_sae)
     tokens, weights = entries.tokens.int(), grad.to(x.dtype)
-    for lo in range(0, d_sae, TRANSPOSED_LATENTS):
-        block = starts[lo : lo + TRANSPOSED_LATENTS + 1]
-        start, end = block[0].item(), block[-1].item()
+    size = TRANSPOSED_LATENTS if x.device.type == "cpu" else d_sae
+    edges = [*starts[:-1:size].tolist(), len(entries)]
+    for lo, start, end in zip(range(0, d_sae, size), edges, edges[1:]):
+        block = starts[lo : lo + size + 1]
         sums = kernels.weighted_sums(x, tokens[start:end], weights[start:end], block - start)
         result[:, lo : lo + len(sums)] = sums.T  # sums: (latents, d_in)
     return result

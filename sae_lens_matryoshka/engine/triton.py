@@ -19,15 +19,17 @@ DIMENSIONS = 256
 def not_below(block: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
     """As `kernels.not_below`: counts per tile first, so that each tile knows where to write."""
     n, columns = block.numel(), block.shape[1]
-    n_tiles = triton.cdiv(n, TILE)
+    n_tiles = -(-n // TILE)
     counts = torch.empty(n_tiles, dtype=torch.int64, device=block.device)
     grid = (n_tiles,)
-    _count[grid](block, bounds, counts, n, columns, TILE=TILE)
+    with torch.cuda.device_of(block):
+        _count[grid](block, bounds, counts, n, columns, TILE=TILE)
     ends = counts.cumsum(0)
     n_found = int(ends[-1]) if len(ends) else 0
     found = counts.new_empty(n_found)
     if len(found):
-        _write[grid](block, bounds, ends - counts, found, n, columns, TILE=TILE)
+        with torch.cuda.device_of(block):
+            _write[grid](block, bounds, ends - counts, found, n, columns, TILE=TILE)
     return found
 
 
@@ -40,7 +42,7 @@ def weighted_sums(
     sums = torch.empty(n_segments, d, dtype=table.dtype, device=table.device)
     dimensions = min(DIMENSIONS, triton.next_power_of_2(d))
     grid = (n_segments, triton.cdiv(d, dimensions))
-    if n_segments:
+    with torch.cuda.device_of(table):
         _weighted_sums[grid](
             table, index, weights, offsets, sums, d,
             ENTRIES=ENTRIES, DIMENSIONS=dimensions, SUM=_sum_dtype(table),
@@ -60,7 +62,7 @@ def dots(
     d = a.shape[1]
     dimensions = min(DIMENSIONS, triton.next_power_of_2(d))
     grid = (triton.cdiv(len(columns), ENTRIES),)
-    if len(columns):
+    with torch.cuda.device_of(a):
         _dots[grid](
             a, b, segments, columns, products, len(columns), d,
             ENTRIES=ENTRIES, DIMENSIONS=dimensions, SUM=_sum_dtype(a),

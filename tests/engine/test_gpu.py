@@ -46,6 +46,14 @@ class TestStep:
             assert torch.equal(value, second[name]), name
 
 
+def test_the_certificate_holds_where_partial_sums_are_added():
+    given = Problem.random(batch=64, d_in=8192, d_sae=64, widths=[64], k=4).to("cuda")
+    exact = given.x.double() @ given.W_enc.double()
+    encoder = screening.screened(given.encoder)
+    bounds = torch.cat([block.clone() for _, block in encoder.latent_blocks()]).T
+    assert (bounds >= exact.bfloat16()).all()
+
+
 def test_screening_selects_what_float32_selects():
     memory, given = engine.Engine(), problem()
     assert screening.pays(given.encoder)

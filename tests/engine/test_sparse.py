@@ -144,6 +144,20 @@ class TestTopK:
             assert code is not None
             torch.testing.assert_close(code.tensors()[0].to_dense(), problem.dense_code().acts)
 
+    def test_a_bad_batch_teaches_nothing(self):
+        memory, bad, good = engine.Engine(), Problem.random(k=3), Problem.random(k=3)
+        bad.x[0] = torch.nan
+        silent = Problem.random(k=20)
+        silent.b_enc -= 3
+        for problem in (bad, silent):
+            with engine.using("sparse"):
+                memory.batch_top_k(problem.encoder, problem.k)
+            assert memory._cut == 0
+        with engine.using("sparse"):
+            code = memory.batch_top_k(good.encoder, good.k)
+        assert code is not None
+        torch.testing.assert_close(code.tensors()[0].to_dense(), good.dense_code().acts)
+
     def test_nan_is_selected_so_that_the_loss_shows_it(self):
         for name in ("W_enc", "b_enc"):
             problem = Problem.random()
@@ -152,6 +166,19 @@ class TestTopK:
 
 
 class TestAbove:
+    @pytest.mark.parametrize("cut", [1.004, 0.5, 3.0])
+    def test_bfloat16_biases_with_float32_thresholds(self, cut):
+        problem = Problem.random(batch=200, d_in=8, d_sae=64, with_norm=False, widths=[64])
+        problem.b_enc += 0.9
+        low = problem.to(torch.bfloat16)
+        entries = selection.above(low.encoder, torch.full((64,), cut))
+        expected = (low.x @ low.W_enc + low.b_enc) > cut
+        found = torch.zeros_like(expected)
+        found[entries.tokens, entries.latents] = True
+        # the product may round differently in blocks, by one unit
+        near = ((low.x @ low.W_enc + low.b_enc).float() - cut).abs() < 2**-6 * cut
+        assert torch.equal(found | near, expected | near)
+
     def test_thresholds_per_latent(self):
         problem = Problem.random(with_norm=True)
         thresholds = torch.rand(24) * 3 - 0.5  # also negative ones
