@@ -90,9 +90,19 @@ def variants(shape: Shape, rounds: int) -> None:
             lambda: peers.ours(shape, activation="topk"),
             {},
         ),
-        "topk, one level / topk with use_sparse_activations": (
-            lambda: peers.saelens_topk(shape, use_sparse_activations=True),
+        "topk, one level / topk without levels": (
+            lambda: peers.saelens_topk(shape),
             lambda: peers.ours(replace(shape, levels=1), activation="topk"),
+            {},
+        ),
+        # with rescaling, SAELens's sparse activations raise on a CPU
+        "topk, one level, rescale off / topk, rescale off, use_sparse_activations": (
+            lambda: peers.saelens_topk(
+                shape, use_sparse_activations=True, rescale_acts_by_decoder_norm=False
+            ),
+            lambda: peers.ours(
+                replace(shape, levels=1), activation="topk", rescale_acts_by_decoder_norm=False
+            ),
             {},
         ),
         # a learning rate that does nothing, so that L0 stays what it is late in training
