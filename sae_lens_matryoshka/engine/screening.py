@@ -106,7 +106,7 @@ class ScreenedEncoder(Encoder):
         x[:d_in] = self.x.T
         x[d_in] = _rounded_up(self.x_norm)
         allowance = _rounded_up(factor * self.w_norm)  # (d_sae,)
-        size = max(1, min(d_sae, self.block_elements // max(1, batch)))
+        size = self.latents_per_block
         weights, buffer = x.new_zeros(size, inner), x.new_empty(size, batch)
         for lo in range(0, d_sae, size):
             block = weights[: min(size, d_sae - lo)]

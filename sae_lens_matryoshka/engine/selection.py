@@ -43,6 +43,12 @@ class Encoder:
         """How many entries of x @ W_enc may exist at a time."""
         return BLOCK_ELEMENTS if self.x.device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
 
+    @property
+    def latents_per_block(self) -> int:
+        """How many latents' products with the whole batch may exist at a time, at least one."""
+        batch, d_sae = self.shape
+        return max(1, min(d_sae, self.block_elements // max(1, batch)))
+
     def of(self, latents: torch.Tensor, per: torch.Tensor | None = None) -> "Encoder":
         """The encoder of some latents, given as a mask; pre-activations divided by `per`."""
         norm = None if self.norm is None else self.norm[latents]
@@ -61,8 +67,7 @@ class Encoder:
     def latent_blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Blocks of (x @ W_enc).T, (latents, batch), each with its first latent; reused memory."""
         batch, d_sae = self.shape
-        dtype = self.matmul_dtype
-        size = max(1, min(d_sae, self.block_elements // max(1, batch)))
+        dtype, size = self.matmul_dtype, self.latents_per_block
         x = self.x.to(dtype).T
         buffer = x.new_empty(size, batch)
         for lo in range(0, d_sae, size):

@@ -58,13 +58,7 @@ class SparseCode:
     def nested_decode(
         self, W_dec: torch.Tensor, b_dec: torch.Tensor, widths: Sequence[int]
     ) -> torch.Tensor:
-        """Every level's reconstruction, (levels, batch, d_in); as `dense.nested_decode`.
-
-        Args:
-            W_dec: The decoder as it is trained, (d_sae, d_in).
-            b_dec: (d_in,)
-            widths: Nested widths, increasing, the last one d_sae.
-        """
+        """As `DenseCode.nested_decode`."""
         batch, d_sae = self._shape
         assert widths[-1] == d_sae
         plan = _DecodePlan(self._entries, batch, d_sae, widths)
@@ -141,10 +135,14 @@ def offsets(segment: torch.Tensor, n_segments: int) -> torch.Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
 
 
-def _sums(values: torch.Tensor, latents: torch.Tensor, d_sae: int) -> torch.Tensor:
-    """Values of entries, ordered by latent, summed per latent, (d_sae,); repeatable on any device."""
+def _sums(values: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """Values of entries, ordered by latent, summed per latent, (d_sae,); repeatable on any device.
+
+    Args:
+        values: (entries,)
+        starts: Where each latent's entries start, (d_sae + 1,), as `offsets` gives them.
+    """
     index = torch.arange(len(values), dtype=torch.int32, device=values.device)
-    starts = offsets(latents, d_sae)
     return kernels.weighted_sums(values[:, None], index, torch.ones_like(values), starts)[:, 0]
 
 
@@ -153,7 +151,7 @@ class _LatentSums(torch.autograd.Function):
     @override
     def forward(ctx: Any, values: torch.Tensor, latents: torch.Tensor, d_sae: int) -> torch.Tensor:
         ctx.latents = latents
-        return _sums(values, latents, d_sae)
+        return _sums(values, offsets(latents, d_sae))
 
     @staticmethod
     @once_differentiable
@@ -175,7 +173,7 @@ class _AtEntries(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
-        return _sums(grads[0].contiguous(), ctx.latents, ctx.d_sae), None
+        return _sums(grads[0].contiguous(), offsets(ctx.latents, ctx.d_sae)), None
 
 
 class _NestedDecode(torch.autograd.Function):
@@ -246,19 +244,21 @@ class _PreActivations(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         encoder, entries = ctx.encoder, ctx.entries
         grad = grads[0] if encoder.norm is None else grads[0] * encoder.norm[entries.latents]
+        starts = offsets(entries.latents, encoder.shape[1])
         grad_W_enc = grad_b_enc = None
         if ctx.needs_input_grad[0]:
-            grad_W_enc = _encoder_gradient(encoder, entries, grad)
+            grad_W_enc = _encoder_gradient(encoder, entries, grad, starts)
         if ctx.needs_input_grad[1]:
-            grad_b_enc = _sums(grad.to(encoder.b_enc.dtype), entries.latents, encoder.shape[1])
+            grad_b_enc = _sums(grad.to(encoder.b_enc.dtype), starts)
         return grad_W_enc, grad_b_enc, None, None
 
 
-def _encoder_gradient(encoder: Encoder, entries: Entries, grad: torch.Tensor) -> torch.Tensor:
+def _encoder_gradient(
+    encoder: Encoder, entries: Entries, grad: torch.Tensor, starts: torch.Tensor
+) -> torch.Tensor:
     """x.T @ grad for the entries' gradients, (d_in, d_sae)."""
     x, d_sae = encoder.x, encoder.shape[1]
     result = torch.empty_like(encoder.W_enc)
-    starts = offsets(entries.latents, d_sae)
     tokens, weights = entries.tokens.int(), grad.to(x.dtype)
     size = TRANSPOSED_LATENTS if x.device.type == "cpu" else d_sae
     edges = [*starts[:-1:size].tolist(), len(entries)]
