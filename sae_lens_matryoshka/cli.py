@@ -1,4 +1,4 @@
-"""The command line: sae-lens-matryoshka {quickstart, train}.
+"""The command line: sae-lens-matryoshka {quickstart, train, bench}.
 
 SAELens and PyTorch are imported inside the commands only, so that help and simple errors are instant.
 """
@@ -18,10 +18,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sae_lens_matryoshka import __version__
-from sae_lens_matryoshka.config_file import ConfigError, Setting, read_settings
+from sae_lens_matryoshka.config_file import (
+    ConfigError,
+    Setting,
+    parse_override,
+    read_mapping,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     from sae_lens.config import LanguageModelSAERunnerConfig
+
+    from sae_lens_matryoshka.bench import BenchReport
 
 PROGRAM = "sae-lens-matryoshka"
 EXIT_RUN_FAILED = 1
@@ -140,6 +148,71 @@ def train(
             _train(_config_from_flags(arguments, overrides or [], resume))
         else:
             _train(_config_from_file(arguments or [], overrides or [], resume))
+
+
+@app.command()
+def bench(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.yaml", help="What to compare.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Replace or add a key: --set seeds=[0,1] --set evals.absorption.max_k_value=5 "
+            "--set quick=true. May be repeated; the last one wins.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="EVAL",
+            help="Run this eval of those in the file. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Compare SAEs with SAEBench's evals: every nested level, several seeds, one table.
+
+    Needs the extra [bench]. The folder bench_configs of the repository holds examples;
+    offline.yaml runs without a network. Interrupted, the same command goes on where it stopped.
+    """
+    with _errors_shown(debug):
+        settings = read_mapping(config)
+        given = [parse_override(override) for override in overrides or []]
+        _load_sae_lens()
+        report = _run_bench(settings, given, only, str(config))
+        typer.echo(report.markdown)
+        typer.echo(
+            f"Everything is in {report.folder}: results.md, results.csv, plots, saebench, run.json"
+        )
+        if report.failed:
+            typer.secho(
+                f"{len(report.failed)} measurements failed; the notes below the table say why, the logs "
+                f"are in {report.folder / 'logs'}. The same command tries them again.",
+                fg=typer.colors.RED,
+                err=True,
+            )
+            raise typer.Exit(EXIT_RUN_FAILED)
+
+
+def _run_bench(
+    settings: dict[str, Any],
+    overrides: list[tuple[str, Any]],
+    only: list[str] | None,
+    name: str,
+) -> "BenchReport":
+    try:
+        from sae_lens_matryoshka.bench import checked_config, run
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f'{error}. The command needs the extra [bench]: pip install "sae-lens-matryoshka[bench]"'
+        ) from error
+    return run(checked_config(settings, name, overrides), only)
 
 
 def _config_from_file(

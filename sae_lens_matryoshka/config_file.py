@@ -72,6 +72,51 @@ def read_settings(path: Path, overrides: list[str]) -> list[Setting]:
     return settings
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The nested mapping that a YAML (or JSON) file holds.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigError: The file cannot be read, is no valid YAML, holds no mapping or gives a key twice.
+    """
+    source = str(path)
+    node = _compose(_read(path), source)
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{source} must hold lines of the form KEY: VALUE, not a {_kind(node)}.")
+    _refuse_repeated_keys(node, source)
+    return _construct(node, source)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """The key and the value of "a.b=value", the value in YAML.
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text} is not of the form KEY=VALUE.")
+    node = _compose(value, f"--set {text}")
+    return key.strip(), None if node is None else _construct(node, f"--set {text}")
+
+
+def _refuse_repeated_keys(node: yaml.Node, source: str) -> None:
+    if not isinstance(node, yaml.CollectionNode):
+        return
+    lines: dict[str, int] = {}
+    for entry in node.value:
+        if isinstance(node, yaml.MappingNode):
+            key, line = entry[0].value, entry[0].start_mark.line + 1
+            if key in lines:
+                raise ConfigError(
+                    f"{source}, line {line}: {key} was given before, in line {lines[key]}. Keep one."
+                )
+            lines[key] = line
+        _refuse_repeated_keys(entry[1] if isinstance(entry, tuple) else entry, source)
+
+
 def _read(path: Path) -> str:
     if path.is_dir():
         raise ConfigError(f"{path} is a folder. Name the YAML file in it:{_yaml_files(path)}")

@@ -108,8 +108,8 @@ def run(output: Path = Path("quickstart"), small: bool = False) -> list[LevelRes
     warnings.filterwarnings("ignore", module="sae_lens|transformer_lens")
     start, size, console = time.monotonic(), SMALL if small else FULL, Console()
     model = load_model()
-    heldout = _shuffled(texts("heldout", without=NOT_SHOWN))
-    train(model, _shuffled(texts("train")), output, size)
+    heldout = shuffled(texts("heldout", without=NOT_SHOWN))
+    train(model, shuffled(texts("train")), output, size)
 
     sae = SAE.load_from_disk(output / "sae")  # stock SAELens: no plugin needed from here on
     matryoshka = MatryoshkaSAE.from_sae(sae)
@@ -129,15 +129,28 @@ def run(output: Path = Path("quickstart"), small: bool = False) -> list[LevelRes
 
 
 def train(
-    model: "HookedTransformer", training_texts: Sequence[str], output: Path, size: Size
+    model: "HookedTransformer",
+    training_texts: Sequence[str],
+    output: Path,
+    size: Size,
+    widths: Sequence[int] | None = None,
 ) -> None:
-    """Train through SAELens's store and runner; saves in output/sae."""
+    """Train through SAELens's store and runner; saves in output/sae.
+
+    Args:
+        model: The demo's language model.
+        training_texts: Texts in the order in which they are read.
+        output: Folder for the SAE and for checkpoints.
+        size: How much to train.
+        widths: Nested widths; [d_sae] makes a flat SAE, None the default levels.
+    """
     torch.manual_seed(SEED)
     cfg = LanguageModelSAERunnerConfig(
         architecture="matryoshka",
         d_in=model.cfg.d_model,
         d_sae=size.d_sae,
         k=size.k,
+        matryoshka_widths=None if widths is None else list(widths),
         normalize_activations="expected_average_only_in",
         model_name=MODEL_NAME,
         hook_name=HOOK_NAME,
@@ -168,7 +181,7 @@ def train(
     runner.run()
 
 
-def _shuffled(ordered: Sequence[str]) -> list[str]:
+def shuffled(ordered: Sequence[str]) -> list[str]:
     """The texts mixed: they come data set by data set."""
     return random.Random(SEED).sample(ordered, len(ordered))
 

@@ -1,0 +1,322 @@
+"""A benchmark's configuration: what the YAML file may say, and an error for all else."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from sae_lens_matryoshka.config_file import ConfigError
+
+EvalName = Literal["absorption", "sparse_probing", "tpp", "scr", "sae_probes", "core"]
+DEMO = "demo"
+
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSource(_Strict):
+    """
+    The language model.
+
+    Args:
+        name: TransformerLens's name of a Hub model, or "demo" for the one that comes with this package.
+        folder: Instead of a name: a folder with weights, config and tokenizer, as transformers saves.
+        dtype: Data type of weights and activations; SAEs are cast to it. Not float16: SAEBench's sums
+            overflow in it and give garbage without an error.
+        device: Where everything runs. None: a CUDA device if there is one, else the CPU.
+        batch_size: Sequences per forward pass.
+    """
+
+    name: str | None = None
+    folder: AbsolutePath | None = None
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    device: str | None = None
+    batch_size: int = Field(default=32, ge=1)
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _refuse_float16(cls, value: object) -> object:
+        if value == "float16":
+            raise ValueError(
+                "SAEBench's sums overflow in float16 and give garbage without an error; "
+                "take bfloat16 or float32"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelSource":
+        if (self.name is None) == (self.folder is None):
+            raise ValueError("give either a name or a folder")
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is read from this machine."""
+        return self.folder is not None or self.name == DEMO
+
+    @property
+    def label(self) -> str:
+        """The model's name in results and folders, without slashes."""
+        return (self.name or cast(Path, self.folder).name).replace("/", "_")
+
+
+class SAESource(_Strict):
+    """
+    One SAE.
+
+    Args:
+        name: Its name in tables and files; letters, digits, "-", "_" and ".".
+        folder: A local folder with cfg.json and sae_weights.safetensors.
+        repo: Instead: a Hub repo; needs `id`.
+        release: Instead: a release name of SAELens; needs `id`.
+        demo: Instead: "matryoshka" or "batchtopk", trained on the demo model before the benchmark.
+        id: The SAE's id in the repo or release.
+        revision: Branch, tag or commit of the repo.
+        format: The repo's format: SAELens's own or dictionary_learning's (`ae.pt`).
+        widths: Nested widths, for SAEs whose metadata does not hold them.
+        levels: "all", "outermost" or a list of level numbers, 0 the innermost.
+    """
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    folder: AbsolutePath | None = None
+    repo: str | None = None
+    release: str | None = None
+    demo: Literal["matryoshka", "batchtopk"] | None = None
+    id: str | None = None
+    revision: str | None = None
+    format: Literal["saelens", "dictionary_learning"] = "saelens"
+    widths: list[int] | None = None
+    levels: Literal["all", "outermost"] | list[int] = "all"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "SAESource":
+        given = [key for key in ("folder", "repo", "release", "demo") if getattr(self, key)]
+        if len(given) != 1:
+            raise ValueError("give exactly one of folder, repo, release, demo")
+        if (self.id is not None) != (given[0] in ("repo", "release")):
+            raise ValueError("id goes with a repo or a release, and only with them")
+        if self.format != "saelens" and self.repo is None:
+            raise ValueError("format goes with a repo; releases and folders are known to SAELens")
+        if self.revision and (self.repo is None or self.format != "saelens"):
+            raise ValueError("revision goes with a repo in SAELens's format")
+        return self
+
+
+class PublishedSource(_Strict):
+    """
+    Results that somebody published, to stand beside those measured here.
+
+    Args:
+        name: Its name in the table.
+        files: SAEBench's result files (JSON), one per eval.
+        l0: Active latents per token; None: from a core result among the files.
+        fvu: Fraction of variance unexplained; None: from a core result among the files.
+    """
+
+    name: str
+    files: list[AbsolutePath] = Field(min_length=1)
+    l0: float | None = None
+    fvu: float | None = None
+
+
+class TextSource(_Strict):
+    """
+    The text on which L0 and FVU are measured.
+
+    Args:
+        dataset: A data set with a column "text", its split "train".
+        context_size: Tokens per sequence.
+        sequences: How many.
+    """
+
+    dataset: str
+    context_size: int = Field(default=128, ge=2)
+    sequences: int = Field(default=256, ge=1)
+
+
+class BenchConfig(_Strict):
+    """
+    A benchmark of SAEs with SAEBench's evals.
+
+    Args:
+        kind: "saebench".
+        model: The language model.
+        hook_name: The hook that all SAEs were trained on.
+        saes: The SAEs.
+        evals: Eval to its SAEBench fields, e.g. {"absorption": {"max_k_value": 10}}.
+        seeds: Seeds of the evals: probes, prompts, draws of the data.
+        text: The text on which L0 and FVU are measured.
+        data: "hub", "demo", or a folder that stands in for the Hub: data set "a/b" is its folder a/b.
+        baseline: The SAE or published result that differences are taken to.
+        published: Results of others.
+        upstream_defaults: Leave absorption's probe with SAEBench's batch size, however few steps
+            that makes.
+        jobs: Processes side by side.
+        output: Folder for the results.
+        quick: Whether the settings under `when_quick` apply.
+        when_quick: Keys (dotted) and the values that they take in a quick run.
+    """
+
+    kind: Literal["saebench"] = "saebench"
+    model: ModelSource
+    hook_name: str
+    saes: list[SAESource] = Field(min_length=1)
+    evals: dict[EvalName, dict[str, Any]] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0, 1, 2], min_length=1)
+    text: TextSource
+    data: Literal["hub", "demo"] | AbsolutePath = Field(default="hub", union_mode="left_to_right")
+    baseline: str | None = None
+    published: list[PublishedSource] = []
+    upstream_defaults: bool = False
+    jobs: int = Field(default=1, ge=1)
+    output: AbsolutePath
+    quick: bool = False
+    when_quick: dict[str, Any] = {}
+
+    @field_validator("evals", mode="before")
+    @classmethod
+    def _bare_names(cls, value: object) -> object:
+        """`absorption:` without fields is null in YAML."""
+        return {k: v or {} for k, v in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> "BenchConfig":
+        names = [source.name for source in (*self.saes, *self.published)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the names in saes and published must differ, but {twice} repeat")
+        if self.baseline is not None and self.baseline not in names:
+            raise ValueError(f"baseline: {self.baseline!r} is none of {names}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {self.seeds} holds one twice")
+        demo_saes = [source.name for source in self.saes if source.demo]
+        if demo_saes and self.model.name != DEMO:
+            raise ValueError(f"{demo_saes} are trained on the demo model: model must be demo too")
+        return self
+
+    @property
+    def data_folder(self) -> Path | None:
+        """The folder that stands in for the Hub; None for the Hub itself."""
+        if self.data == DEMO:
+            return self.output / "demo" / "data"
+        return self.data if isinstance(self.data, Path) else None
+
+    @property
+    def demo_saes(self) -> Path:
+        """The folder of the demo's SAEs."""
+        return self.output / "demo" / ("small_saes" if self.quick else "saes")
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether nothing needs a network."""
+        here = all(source.folder or source.demo for source in self.saes)
+        return self.model.is_local and self.data_folder is not None and here
+
+
+def checked_config(
+    settings: dict[str, Any],
+    name: str = "config",
+    overrides: Sequence[tuple[str, Any]] = (),
+) -> BenchConfig:
+    """
+    The configuration that the settings describe, with the quick ones if it is a quick run.
+
+    Args:
+        settings: As read from YAML, nested; stay as they are.
+        name: What to call them in errors, e.g. the file.
+        overrides: Dotted keys and values that replace those of the settings, the quick ones included.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value cannot be used. Every wrong key is named.
+    """
+    for key, value in overrides:
+        if key == "quick":
+            settings = {**settings, "quick": value}
+    if settings.get("quick") is True and isinstance(settings.get("when_quick"), dict):
+        overrides = [*settings["when_quick"].items(), *overrides]
+    for key, value in overrides:
+        settings = with_setting(settings, str(key), value, name)
+    try:
+        return BenchConfig.model_validate(settings)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(dict(e))}" for e in error.errors())
+        raise ConfigError(f"{name} cannot be used:\n{problems}") from error
+
+
+def with_setting(settings: dict[str, Any], key: str, value: Any, source: str) -> dict[str, Any]:
+    """
+    A copy of the settings with one of them replaced.
+
+    Args:
+        settings: Nested; stays as it is.
+        key: Dotted, e.g. "evals.absorption.max_k_value"; numbers count list entries: "saes.0.levels".
+        value: The new value.
+        source: Where it was given, for errors.
+
+    Raises:
+        ConfigError: The key leads through something that has no keys.
+    """
+    first, _, rest = key.partition(".")
+    copied: Any = list(settings) if isinstance(settings, list) else dict(settings)
+    place: Any = first
+    if isinstance(copied, list):
+        if not first.isdigit() or int(first) >= len(copied):
+            raise ConfigError(f"{source}: {first!r} is no entry of a list of {len(copied)}.")
+        place = int(first)
+    if not rest:
+        copied[place] = value
+        return copied
+    inner = copied[place] if isinstance(copied, list) else copied.get(place)
+    inner = {} if inner is None else inner
+    if not isinstance(inner, dict | list):
+        raise ConfigError(
+            f"{source}: {first} is {inner!r} and has no keys, so {key} cannot be set."
+        )
+    copied[place] = with_setting(cast(dict[str, Any], inner), rest, value, source)
+    return copied
+
+
+def _explain(error: dict[str, Any]) -> str:
+    path = [str(part) for part in error["loc"]]
+    if error["type"] == "extra_forbidden":
+        known = _keys_at(BenchConfig, path[:-1])
+        return f"{'.'.join(path)}: unknown key.{did_you_mean(path[-1], known)}"
+    if error["type"] == "literal_error" and path[0] == "evals":
+        return f"{'.'.join(path[:2])}: no such eval.{did_you_mean(path[1], get_args(EvalName))}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if error["type"] in ("missing", "value_error") else f" (given: {error['input']!r})"
+    return f"{'.'.join(path) or 'config'}: {message}{given}"
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """The nearest known name as a question, then all of them."""
+    nearest = get_close_matches(word, known, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"{hint} Known: {', '.join(known)}."
+
+
+def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys that the schema knows below a path."""
+    for part in path:
+        inner = model.model_fields.get(part)
+        if inner is not None:
+            models = [t for t in (inner.annotation, *get_args(inner.annotation))]
+            model = next((t for t in models if _is_model(t)), model)
+    return list(model.model_fields)
+
+
+def _is_model(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, BaseModel)

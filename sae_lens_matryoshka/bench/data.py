@@ -1,0 +1,109 @@
+"""The data sets of a benchmark: from the Hub, or from a folder that stands in for it.
+
+`load_dataset("a/b")` prefers a folder a/b below the working folder to the Hub. So a worker that
+runs in a folder with links to local data sets reads those, and SAEBench needs no change.
+"""
+
+import hashlib
+from pathlib import Path
+
+from sae_lens_matryoshka.bench.config import did_you_mean
+from sae_lens_matryoshka.bench.models import hash_files
+from sae_lens_matryoshka.config_file import ConfigError
+
+# what SAEBench reads of each
+COLUMNS = {
+    "LabHC/bias_in_bios": ("hard_text", "profession", "gender"),
+    "canrager/amazon_reviews_mcauley_1and5": ("text", "category", "rating"),
+    "fancyzhx/ag_news": ("text", "label"),
+    "Helsinki-NLP/europarl": ("translation",),
+}
+_TEXT_ONLY = ("text",)
+_ONLY_TRAIN = ("Helsinki-NLP/europarl",)
+_NOT_LOCAL = (
+    "codeparrot/github-code"  # SAEBench passes languages=, which only the Hub's script takes
+)
+_SAVED_TO_DISK = ("state.json", "dataset_dict.json")
+
+
+def check_local(folder: Path, name: str) -> None:
+    """
+    Check that a folder can stand in for a data set of the Hub.
+
+    Args:
+        folder: The folder that holds all of them.
+        name: The data set, "a/b".
+
+    Raises:
+        ConfigError: It is missing, in another form, lacks splits or columns, or has no text.
+    """
+    if name == _NOT_LOCAL:
+        raise ConfigError(
+            f"data: {name} can only come from the Hub. Leave it out of dataset_names."
+        )
+    place = folder / name
+    if not place.is_dir():
+        there = [str(path.relative_to(folder)) for path in folder.glob("*/*") if path.is_dir()]
+        raise ConfigError(f"data: {folder} holds no {name}.{did_you_mean(name, there)}")
+    if any((place / mark).exists() for mark in _SAVED_TO_DISK):
+        raise ConfigError(
+            f"data: {place} was written by save_to_disk, which load_dataset misreads without an error. "
+            "Write train.parquet and test.parquet instead: dataset['train'].to_parquet(...)."
+        )
+    one_split = name not in COLUMNS or name in _ONLY_TRAIN
+    for split in ("train",) if one_split else ("train", "test"):
+        _check_split(place, split, COLUMNS.get(name, _TEXT_ONLY))
+
+
+def _check_split(place: Path, split: str, columns: tuple[str, ...]) -> None:
+    import pyarrow.parquet as pq
+
+    files = sorted(path for path in place.rglob("*.parquet") if split in path.name)
+    if not files:
+        raise ConfigError(f"data: {place} has no {split}*.parquet.")
+    for file in files:
+        try:
+            table = pq.read_table(file)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"data: {file} cannot be read: {error}") from error
+        missing = [column for column in columns if column not in table.column_names]
+        if missing:
+            raise ConfigError(
+                f"data: {file} lacks {', '.join(missing)}; it has {', '.join(table.column_names)}."
+            )
+        if table.num_rows == 0:
+            raise ConfigError(f"data: {file} has no rows.")
+        empty = [i for i, text in enumerate(table[columns[0]].to_pylist()) if not text]
+        if empty:
+            raise ConfigError(
+                f"data: {file} has {len(empty)} rows without {columns[0]}, the first is row {empty[0]}. "
+                "SAEBench would average over nothing there. Remove them."
+            )
+
+
+def link_data(folder: Path, working_folder: Path) -> None:
+    """Let `load_dataset("a/b")` find the folder's data sets from the working folder."""
+    for owner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        link = working_folder / owner.name
+        if not link.is_symlink():
+            link.symlink_to(owner.absolute(), target_is_directory=True)
+
+
+def data_fingerprint(folder: Path | None, names: list[str]) -> str:
+    """
+    A hash of the content of data sets; of Hub data sets, of the versions that the Hub gives.
+
+    Args:
+        folder: The folder that stands in for the Hub; None for the Hub itself.
+        names: The data sets.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        if folder is None:
+            from datasets import load_dataset_builder
+
+            content = load_dataset_builder(name).hash or ""
+        else:
+            content = hash_files(folder / name, ("**/*.parquet",))
+        digest.update(f"{name} {content}\n".encode())
+    return digest.hexdigest()

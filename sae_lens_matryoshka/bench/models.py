@@ -1,0 +1,134 @@
+"""The language model of a benchmark: opened, checked against the hook, fingerprinted."""
+
+import hashlib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from sae_lens_matryoshka.bench.config import DEMO, ModelSource
+from sae_lens_matryoshka.config_file import ConfigError
+from sae_lens_matryoshka.local_model import missing_files, open_local_model
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+# files that decide what a local model computes
+_DEFINING = ("*.json", "*.safetensors", "pytorch_model*.bin", "*.model", "*.txt")
+
+
+def device_of(source: ModelSource) -> str:
+    """The device to run on."""
+    return source.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def open_model(source: ModelSource) -> "HookedTransformer":
+    """
+    The model as SAELens trains SAEs on it: weights as they are, nothing folded.
+
+    Args:
+        source: Where it is.
+
+    Raises:
+        FileNotFoundError: The folder is no model.
+    """
+    device, dtype = device_of(source), getattr(torch, source.dtype)
+    if source.name == DEMO:
+        from sae_lens_matryoshka.demo.model import load_model
+
+        return load_model(device=device).to(dtype)
+    if source.folder is not None:
+        return open_local_model(source.folder, source.label, device, dtype)
+    from transformer_lens import HookedTransformer
+
+    return HookedTransformer.from_pretrained_no_processing(
+        cast(str, source.name), device=device, dtype=dtype
+    )
+
+
+def check_hook(model: "HookedTransformer", hook_name: str, d_in: dict[str, int]) -> None:
+    """
+    Check that the hook exists and that SAEs of these sizes fit it.
+
+    Args:
+        model: The model.
+        hook_name: The hook.
+        d_in: SAE name to its input size.
+
+    Raises:
+        ConfigError: They do not fit.
+    """
+    if hook_name not in model.hook_dict:
+        near = get_close_matches(hook_name, model.hook_dict, n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(f"hook_name: the model has no hook {hook_name!r}.{hint}")
+    with torch.no_grad():
+        start = torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device)
+        _, cache = model.run_with_cache(start, names_filter=hook_name)
+    width = cache[hook_name][0, 0].numel()  # heads are flattened
+    wrong = {name: size for name, size in d_in.items() if size != width}
+    if wrong:
+        listed = ", ".join(f"{name!r} reads {size}" for name, size in wrong.items())
+        raise ConfigError(
+            f"{hook_name} of this model has {width} numbers per token, but SAE {listed}. It belongs to "
+            "another model or hook."
+        )
+
+
+def model_fingerprint(source: ModelSource) -> str:
+    """
+    A hash of the model's content; for a Hub model its commit.
+
+    Raises:
+        ConfigError: The folder is no model, or the Hub does not say which version it gives.
+    """
+    if source.name == DEMO:
+        from sae_lens_matryoshka.demo.model import MODEL_FOLDER
+
+        return hash_files(MODEL_FOLDER, _DEFINING)
+    if source.folder is not None:
+        missing = missing_files(source.folder) if source.folder.is_dir() else ["the folder itself"]
+        if missing:
+            raise ConfigError(
+                f"model.folder: {source.folder} is no language model: {', '.join(missing)} is missing. "
+                "Give a folder with config, weights and tokenizer."
+            )
+        return hash_files(source.folder, _DEFINING)
+    return _hub_commit(cast(str, source.name))
+
+
+def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
+    """A hash of the names and contents of files."""
+    digest = hashlib.sha256()
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    for path in paths:
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _hub_commit(name: str) -> str:
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+    from transformers import AutoConfig
+
+    try:
+        official = get_official_model_name(name)
+    except ValueError as error:
+        raise ConfigError(
+            f"model.name: TransformerLens knows no {name!r}. Give one of its names, or a local folder "
+            "as model.folder."
+        ) from error
+    try:
+        config = AutoConfig.from_pretrained(official)
+    except OSError as error:
+        raise ConfigError(f"model.name: {official} cannot be reached: {error}") from error
+    commit = getattr(config, "_commit_hash", None)
+    if not commit:
+        raise ConfigError(
+            f"model.name: the Hub does not say which version of {official} it gives, so old results "
+            "could not be told from new ones. Download it and give the folder as model.folder."
+        )
+    return str(commit)

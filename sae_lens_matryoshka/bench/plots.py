@@ -1,0 +1,34 @@
+"""The benchmark's plots: one PNG file per chart, and one HTML page with all of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sae_lens_matryoshka.bench.outcome import Metric, Outcome
+from sae_lens_matryoshka.bench.plot_html import page
+from sae_lens_matryoshka.bench.plot_png import figure
+from sae_lens_matryoshka.bench.plot_series import charts
+from sae_lens_matryoshka.checkpoint import whole_files
+
+DPI = 150
+
+
+def write_plots(outcomes: Sequence[Outcome], metrics: Sequence[Metric], folder: Path) -> list[Path]:
+    """
+    Plot every metric against L0 and against width, and absorption per letter.
+
+    Args:
+        outcomes: What the evals found; levels without a value are left out.
+        metrics: Metrics to show, whether the table has them or not.
+        folder: Where the files go; created when missing.
+
+    Returns:
+        plots.html, which opens without a network, then one PNG file per chart that has a point.
+    """
+    found = charts(outcomes, metrics)
+    names = ["plots.html"]
+    with whole_files(folder) as staging:
+        (staging / names[0]).write_text(page(found), encoding="utf-8")
+        for chart in found:
+            names.append(f"{chart.name}.png")
+            figure(chart).savefig(staging / names[-1], dpi=DPI)
+    return [folder / name for name in names]

@@ -1,0 +1,161 @@
+"""Results on disk: one folder per finished item, SAEBench's own JSON in it; published files."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from sae_lens_matryoshka.bench.config import BenchConfig, PublishedSource
+from sae_lens_matryoshka.bench.outcome import FIDELITY, Outcome
+from sae_lens_matryoshka.bench.plan import Item, Job
+from sae_lens_matryoshka.config_file import ConfigError
+
+RESULT = "eval_results.json"
+STATUS = "status.json"
+CURRENT = "current.json"
+"""In a job's working folder: the item that its worker is at."""
+SETUP_ERROR = "setup_error.json"
+"""In a job's working folder: why it could not begin."""
+FINAL = ("done", "not applicable", "not measurable")
+"""Statuses that another run would only repeat."""
+
+_EVAL_OF_TYPE = {"absorption_first_letter": "absorption", "sparse_probing_sae_probes": "sae_probes"}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_status(item: Item, status: str, reason: str = "", seconds: float = 0.0) -> None:
+    """Say how an item ended; the last thing written of it."""
+    content = {"status": status, "reason": reason, "seconds": seconds}
+    write_json(Path(item.folder, STATUS), content)
+
+
+def read_status(item: Item) -> dict[str, Any] | None:
+    """How an item ended; None if it has not."""
+    try:
+        return json.loads(Path(item.folder, STATUS).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def is_finished(item: Item) -> bool:
+    """Whether running the item again would only repeat its result."""
+    status = read_status(item)
+    return status is not None and status["status"] in FINAL
+
+
+def read_metrics(path: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """
+    The metrics and details of one of SAEBench's result files.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        Key to value over all categories, and `eval_result_details`. Core writes -1 for NaN; it is NaN
+        here.
+    """
+    result = json.loads(path.read_text())
+    metrics: dict[str, float] = {}
+    for category in cast(dict[str, dict[str, Any]], result["eval_result_metrics"]).values():
+        for key, value in category.items():
+            if isinstance(value, int | float):
+                is_nan = result["eval_type_id"] == "core" and value == -1
+                metrics[key] = math.nan if is_nan else float(value)
+    return metrics, result.get("eval_result_details") or []
+
+
+def outcomes_of(config: BenchConfig, jobs: list[Job]) -> list[Outcome]:
+    """What all items came to, in the order SAE, level, eval, seed; then the published results."""
+    found = [_outcome(config, job, item) for job in jobs for item in job.items]
+    order = [source.name for source in config.saes]
+    found.sort(key=lambda outcome: (order.index(outcome.sae), outcome.level))
+    return found + [o for source in config.published for o in published_outcomes(source)]
+
+
+def _outcome(config: BenchConfig, job: Job, item: Item) -> Outcome:
+    status = read_status(item) or {"status": "missing", "reason": "not run", "seconds": 0.0}
+    metrics: dict[str, float] = {}
+    details: list[dict[str, Any]] = []
+    if status["status"] == "done":
+        metrics, details = read_metrics(Path(item.folder, RESULT))
+    return Outcome(
+        sae=config.saes[item.sae].name,
+        level=item.level,
+        levels=item.levels,
+        width=item.width,
+        eval=job.eval,
+        seed=job.seed,
+        status=status["status"],
+        reason=status["reason"],
+        metrics=metrics,
+        details=details,
+        seconds=status["seconds"],
+    )
+
+
+def published_outcomes(source: PublishedSource) -> Iterator[Outcome]:
+    """
+    Published results as outcomes of one level.
+
+    Raises:
+        ConfigError: A file is missing or is none of SAEBench's, or L0 and FVU are not given.
+    """
+    found: dict[str, Outcome] = {}
+    for path in source.files:
+        try:
+            result = json.loads(path.read_text())
+            metrics, details = read_metrics(path)
+            eval_type = str(result["eval_type_id"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"published {source.name!r}: {path} is none of SAEBench's result files ({error!r})."
+            ) from error
+        name = _EVAL_OF_TYPE.get(eval_type, eval_type)
+        width = int((result.get("sae_cfg_dict") or {}).get("d_sae") or 0)
+        found[name] = Outcome(
+            sae=source.name,
+            level=0,
+            levels=1,
+            width=width,
+            eval=name,
+            seed=None,
+            status="done",
+            metrics=metrics,
+            details=details,
+            published=True,
+        )
+    core = found["core"].metrics if "core" in found else {}
+    l0 = source.l0 if source.l0 is not None else core.get("l0")
+    fvu = source.fvu if source.fvu is not None else _unexplained(core)
+    if l0 is None or fvu is None:
+        raise ConfigError(
+            f"published {source.name!r}: there is no comparison without L0 and FVU. Give l0 and fvu, or "
+            "a core result among its files."
+        )
+    width = max(outcome.width for outcome in found.values())
+    yield Outcome(
+        sae=source.name,
+        level=0,
+        levels=1,
+        width=width,
+        eval=FIDELITY,
+        seed=None,
+        status="done",
+        metrics={"l0": l0, "fvu": fvu},
+        published=True,
+    )
+    yield from found.values()
+
+
+def _unexplained(core: dict[str, float]) -> float | None:
+    explained = core.get("explained_variance")
+    return None if explained is None else 1 - explained

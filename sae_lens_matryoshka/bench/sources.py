@@ -1,0 +1,181 @@
+"""The SAEs of a benchmark: opened, put into the form that SAEBench measures rightly, cut into levels."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from sae_lens.loading.pretrained_sae_loaders import dictionary_learning_sae_huggingface_loader_1
+from sae_lens.saes.sae import TrainingSAE
+
+from sae_lens_matryoshka.bench.config import SAESource
+from sae_lens_matryoshka.config_file import ConfigError
+from sae_lens_matryoshka.hub.download import download_sae
+from sae_lens_matryoshka.sae import MatryoshkaSAE, copy_of, inference_form
+
+NORM_TOLERANCE = 1e-5  # SAEBench's own
+
+
+@dataclass(frozen=True)
+class Level:
+    """
+    One level of an SAE.
+
+    Args:
+        index: 0 the innermost.
+        of: Number of levels of the SAE.
+        width: Its latents.
+    """
+
+    index: int
+    of: int
+    width: int
+
+
+def open_sae(source: SAESource, demo_folder: Path) -> SAE[Any]:
+    """
+    The SAE as it was saved, in float32 on the CPU.
+
+    Args:
+        source: Where it is.
+        demo_folder: Where the demo's SAEs were trained.
+
+    Raises:
+        ConfigError: There is no such SAE.
+    """
+    try:
+        return _open(source, demo_folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"SAE {source.name!r} cannot be opened: {error}") from error
+
+
+def _open(source: SAESource, demo_folder: Path) -> SAE[Any]:
+    folder = source.folder
+    if source.demo:
+        folder = demo_folder / source.demo
+    elif source.repo and source.id and source.format == "saelens":
+        folder = download_sae(source.repo, source.id, source.revision)
+    if folder is not None:
+        if not (folder / "cfg.json").is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no SAE: there is no cfg.json. Give the folder that training "
+                "printed at its end (output_path)."
+            )
+        return SAE.load_from_disk(folder, device="cpu", dtype="float32")
+    release, sae_id = source.release or source.repo, source.id
+    assert release and sae_id  # checked with the config
+    converter = None
+    if source.format == "dictionary_learning":
+        converter = dictionary_learning_sae_huggingface_loader_1
+    return SAE.from_pretrained(release, sae_id, device="cpu", converter=converter)
+
+
+def bench_form(sae: SAE[Any], name: str, hook_name: str, model_name: str) -> SAE[Any]:
+    """
+    A copy of an SAE that SAEBench measures rightly: decoder norms folded, metadata complete.
+
+    SAEBench only warns about other norms, and its absorption numbers change with them.
+
+    Args:
+        sae: Any SAE of SAELens; stays as it is.
+        name: What to call it in errors.
+        hook_name: The hook that the benchmark reads.
+        model_name: The model's label, for an SAE that names none.
+
+    Raises:
+        ConfigError: It was trained on another hook, its weights are not finite, or its norms cannot be
+            folded.
+    """
+    copied = inference_form(sae) if isinstance(sae, TrainingSAE) else copy_of(sae)
+    trained_on = copied.cfg.metadata.hook_name
+    if trained_on not in (None, hook_name):
+        raise ConfigError(
+            f"SAE {name!r} was trained on {trained_on}, but hook_name is {hook_name}. Its numbers there "
+            "would mean nothing: give the SAE's own hook, in a config of its own."
+        )
+    broken = [key for key, tensor in copied.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise ConfigError(f"SAE {name!r} holds numbers that are not finite in {', '.join(broken)}.")
+    copied.cfg.metadata.hook_name = hook_name
+    copied.cfg.metadata.model_name = copied.cfg.metadata.model_name or model_name
+    if not _has_unit_norms(copied):
+        try:
+            copied.fold_W_dec_norm()
+        except NotImplementedError as error:
+            raise ConfigError(
+                f"SAE {name!r} has decoder norms that are not 1, and folding them would change which "
+                f"latents fire ({error}). For a topk SAE, calibrate_threshold(sae, activations, "
+                "target_l0, as_jumprelu=True) gives one that can be measured."
+            ) from error
+    return copied
+
+
+def chosen_levels(sae: SAE[Any], source: SAESource) -> list[Level]:
+    """
+    The levels to measure, innermost first; a flat SAE has one.
+
+    Raises:
+        ConfigError: A level does not exist, or the SAE's levels do not stand alone (topk).
+    """
+    details = sae.cfg.metadata.training_architecture_details or {}
+    widths = source.widths or details.get("matryoshka_widths") or [sae.cfg.d_sae]
+    try:
+        matryoshka = MatryoshkaSAE(sae, widths)
+    except ValueError as error:
+        raise ConfigError(f"SAE {source.name!r}: {error}") from error
+    every = [Level(i, len(matryoshka.widths), w) for i, w in enumerate(matryoshka.widths)]
+    if source.levels == "outermost":
+        return every[-1:]
+    if source.levels == "all":
+        chosen = every
+    else:
+        missing = [i for i in source.levels if not 0 <= i < len(every)]
+        if missing or not source.levels:
+            raise ConfigError(
+                f"SAE {source.name!r}: levels {missing or '[]'} do not exist. It has the levels 0 to "
+                f"{len(every) - 1}, of widths {list(matryoshka.widths)}."
+            )
+        chosen = [every[i] for i in sorted(set(source.levels))]
+    if any(level.width < sae.cfg.d_sae for level in chosen):
+        try:
+            matryoshka.truncate(1)
+        except ValueError as error:
+            raise ConfigError(
+                f"SAE {source.name!r}: {error} Or ask for levels: outermost."
+            ) from error
+    return chosen
+
+
+def cut(sae: SAE[Any], level: Level) -> SAE[Any]:
+    """A new SAE of the level's latents; SAEBench may change it."""
+    if level.width == sae.cfg.d_sae:
+        return copy_of(sae)
+    return MatryoshkaSAE(sae, [level.width]).truncate(level.width)
+
+
+def fingerprint(sae: SAE[Any]) -> str:
+    """A hash of what an SAE computes: weights and config, not its name or place."""
+    digest = hashlib.sha256()
+    config = sae.cfg.to_dict()
+    config = {k: v for k, v in config.items() if k not in ("metadata", "device")}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for key, tensor in sorted(sae.state_dict().items()):
+        array = tensor.detach().float().contiguous().cpu().numpy()
+        digest.update(f"{key} {array.shape}".encode())
+        digest.update(memoryview(array).cast("B") if array.size else b"")
+    return digest.hexdigest()
+
+
+def layer_of(hook_name: str) -> int | None:
+    """The layer that a hook belongs to, None for hooks outside the blocks."""
+    match = re.match(r"blocks\.(\d+)\.", hook_name)
+    return int(match[1]) if match else None
+
+
+def _has_unit_norms(sae: SAE[Any]) -> bool:
+    norms = sae.W_dec.flatten(1).norm(dim=-1)
+    return bool(torch.allclose(norms, torch.ones_like(norms), atol=NORM_TOLERANCE, rtol=0))

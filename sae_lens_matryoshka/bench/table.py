@@ -1,0 +1,233 @@
+"""The outcomes as a CSV file of every number and as Markdown tables to compare SAEs in."""
+
+import csv
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from sae_lens_matryoshka.bench.cells import (
+    Column,
+    Footnotes,
+    difference_cell,
+    pipe_table,
+    value_cell,
+)
+from sae_lens_matryoshka.bench.outcome import FIDELITY, Metric, Outcome
+from sae_lens_matryoshka.bench.rows import FVU, L0, Row, group
+from sae_lens_matryoshka.bench.statistics import difference
+from sae_lens_matryoshka.checkpoint import whole_files
+
+CSV_HEADER = (
+    "sae",
+    "level",
+    "width",
+    "seed",
+    "eval",
+    "metric",
+    "value",
+    "status",
+    "reason",
+    "seconds",
+    "published",
+)
+
+READING = (
+    "↑ higher is better, ↓ lower is better. Cells are the mean ± sample standard deviation over "
+    "seeds (n of them, where fewer than elsewhere in the column). L0: active latents per token. "
+    "FVU: fraction of variance unexplained."
+)
+
+LEVELS_READING = (
+    "A level is the SAE cut to its first latents, as many as its width; "
+    "the outermost level is the whole SAE."
+)
+
+DIFFERENCE_READING = (
+    "Intervals are 95 %, paired over seeds (Student's t; a published value has no seed and is held "
+    "fixed). They cover the evals' own randomness (probes, data draws), not that of training "
+    "another SAE. A difference without an interval rests on fewer than two seeds in common. "
+    "n: seeds in common, where there are fewer than elsewhere in the column. "
+    "L0 and FVU are the values themselves, not differences."
+)
+
+
+# ---- CSV
+
+
+def write_csv(outcomes: Sequence[Outcome], metrics: Sequence[Metric], path: Path) -> None:
+    """
+    Write every number of the outcomes, one per row; an outcome without numbers has one row too.
+
+    Sorted by first appearance of the SAE, level, measured before published, eval, seed and
+    metric; evals and metrics in the order of `metrics`, the others after them by name. Numbers
+    have all their digits; no seed is an empty cell.
+
+    Args:
+        outcomes: What the evals found.
+        metrics: Metrics whose order the rows follow; those without an entry are written as well.
+        path: The file, replaced as a whole.
+    """
+    with (
+        whole_files(path.parent) as staging,
+        (staging / path.name).open("w", encoding="utf-8", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(CSV_HEADER)
+        for outcome in _sorted(outcomes, metrics):
+            writer.writerows(_csv_rows(outcome, metrics))
+
+
+def _sorted(outcomes: Sequence[Outcome], metrics: Sequence[Metric]) -> list[Outcome]:
+    saes = list(dict.fromkeys(outcome.sae for outcome in outcomes))
+    evals = _ordered({o.eval for o in outcomes}, [FIDELITY, *(m.eval for m in metrics)])
+
+    def place(outcome: Outcome) -> tuple[int, int, bool, int, int]:
+        seed = -1 if outcome.seed is None else outcome.seed
+        name = evals.index(outcome.eval)
+        return saes.index(outcome.sae), outcome.level, outcome.published, name, seed
+
+    return sorted(outcomes, key=place)
+
+
+def _csv_rows(outcome: Outcome, metrics: Sequence[Metric]) -> Iterator[list[str]]:
+    known = [m.key for m in metrics if m.eval == outcome.eval]
+    numbers = [(key, repr(float(outcome.metrics[key]))) for key in _ordered(outcome.metrics, known)]
+    for key, value in numbers or [("", "")]:
+        yield [
+            outcome.sae,
+            str(outcome.level),
+            str(outcome.width),
+            "" if outcome.seed is None else str(outcome.seed),
+            outcome.eval,
+            key,
+            value,
+            outcome.status,
+            outcome.reason,
+            repr(float(outcome.seconds)),
+            str(outcome.published).lower(),
+        ]
+
+
+def _ordered(names: Collection[str], known: Sequence[str]) -> list[str]:
+    """Sort names: the known ones in their own order, then the others by name."""
+    place = {name: i for i, name in reversed(list(enumerate(known)))}
+    return sorted(names, key=lambda name: (place.get(name, len(known)), name))
+
+
+# ---- Markdown
+
+
+def markdown(
+    outcomes: Sequence[Outcome], metrics: Sequence[Metric], baseline: str | None, versions: str
+) -> str:
+    """
+    Write the tables: mean ± standard deviation per SAE level, and differences to a baseline.
+
+    Args:
+        outcomes: What the evals found.
+        metrics: Metrics; those with `in_table` whose eval is among the outcomes are columns.
+        baseline: SAE whose outermost level the others are compared with; None for no comparison.
+        versions: A line on the software that gave the numbers.
+
+    Raises:
+        ValueError: The baseline is not among the SAEs, or an eval has two outcomes for one seed.
+    """
+    rows = group(outcomes)
+    columns = [Column.of(metric, rows) for metric in _shown(outcomes, metrics)]
+    footnotes = Footnotes()
+    parts = ["## Comparison", *_comparison(rows, columns, footnotes)]
+    if baseline is not None:
+        parts += _differences(rows, columns, _baseline_row(rows, baseline), footnotes)
+    parts += [_caveats(columns), _seeds(outcomes), versions]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _shown(outcomes: Sequence[Outcome], metrics: Sequence[Metric]) -> list[Metric]:
+    """L0 and FVU, with the caller's entries where there are any, then the other metrics."""
+    fidelity = {m.key: m for m in metrics if m.eval == FIDELITY}
+    first = [fidelity.get(metric.key, metric) for metric in (L0, FVU)]
+    evals = {outcome.eval for outcome in outcomes}
+    return first + [m for m in metrics if m.in_table and m.eval in evals and m not in first]
+
+
+def _comparison(rows: Sequence[Row], columns: Sequence[Column], footnotes: Footnotes) -> list[str]:
+    cells = [
+        [*_place(row), *(value_cell(row, column, footnotes) for column in columns)] for row in rows
+    ]
+    is_nested = any(row.levels > 1 for row in rows)
+    reading = f"{READING} {LEVELS_READING}" if is_nested else READING
+    return [_table(columns, cells), footnotes.text(), reading]
+
+
+def _baseline_row(rows: Sequence[Row], baseline: str) -> Row:
+    found = [row for row in rows if row.sae == baseline]
+    if not found:
+        names = ", ".join(dict.fromkeys(row.sae for row in rows))
+        raise ValueError(
+            f"The baseline {baseline!r} is not among the SAEs: {names}. Name one of them."
+        )
+    return max(found, key=lambda row: (row.level, not row.published))
+
+
+def _differences(
+    rows: Sequence[Row], columns: Sequence[Column], baseline: Row, footnotes: Footnotes
+) -> list[str]:
+    others = [row for row in rows if row is not baseline]
+    if not others:
+        return []
+    cells = [
+        [*_place(row), *(_compared(row, column, baseline, footnotes) for column in columns)]
+        for row in others
+    ]
+    level = "" if baseline.levels == 1 else f", level {baseline.level_name}"
+    which = f"Each row less {baseline.name}{level}, {baseline.width} latents."
+    return [
+        f"## Difference to {baseline.name}",
+        _table(columns, cells),
+        f"{which} {DIFFERENCE_READING}",
+    ]
+
+
+def _compared(row: Row, column: Column, baseline: Row, footnotes: Footnotes) -> str:
+    sample, reference = row.sample(column.metric), baseline.sample(column.metric)
+    if not sample or column.metric.eval == FIDELITY:
+        return value_cell(row, column, footnotes)
+    if not reference:
+        return "no baseline"
+    return difference_cell(difference(sample, reference), column)
+
+
+def _place(row: Row) -> list[str]:
+    return [row.name, row.level_name, str(row.width)]
+
+
+def _table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> str:
+    header = ["SAE", "level", "width", *(column.header for column in columns)]
+    return pipe_table(header, cells, text_columns=2)
+
+
+def _caveats(columns: Sequence[Column]) -> str:
+    labels: dict[str, list[str]] = {}
+    for column in columns:
+        if column.metric.caveat:
+            labels.setdefault(column.metric.caveat, []).append(column.metric.label)
+    lines = [f"- {', '.join(group)}: {caveat}" for caveat, group in labels.items()]
+    return "\n".join(["Before you compare:", "", *lines]) if lines else ""
+
+
+def _seeds(outcomes: Sequence[Outcome]) -> str:
+    """The number of seeds, and which evals have fewer."""
+    seeds: dict[str, set[int | None]] = {}
+    for outcome in outcomes:
+        if not outcome.published:
+            seeds.setdefault(outcome.eval, set()).add(outcome.seed)
+    evals: dict[tuple[int, ...], list[str]] = {}
+    for name, found in seeds.items():
+        key = tuple(sorted(seed for seed in found if seed is not None))
+        evals.setdefault(key, []).append(name)
+    phrases = [
+        f"{len(found)} ({', '.join(map(str, found))}) for {', '.join(names)}"
+        if found
+        else f"none for {', '.join(names)}"
+        for found, names in evals.items()
+    ]
+    return f"Seeds: {'; '.join(phrases)}." if phrases else "Seeds: none, all results are published."

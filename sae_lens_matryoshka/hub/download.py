@@ -1,0 +1,34 @@
+"""Bring an SAE's folder from the Hub onto this machine."""
+
+from pathlib import Path
+
+FILES = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "runner_cfg.json")
+
+
+def download_sae(repo_id: str, sae_id: str, revision: str | None = None) -> Path:
+    """
+    Download one SAE in SAELens's format.
+
+    Args:
+        repo_id: The Hub's repo, "user/name".
+        sae_id: The SAE's folder in it; may hold slashes.
+        revision: Branch, tag or commit; None is the repo's main branch. SAELens's own loader has none.
+
+    Returns:
+        The folder in the Hub's cache, for `SAE.load_from_disk`.
+
+    Raises:
+        FileNotFoundError: The repo holds no SAE of that id.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(
+        repo_id, revision=revision, allow_patterns=[f"{sae_id}/{name}" for name in FILES]
+    )
+    path = Path(folder) / sae_id
+    if not (path / "cfg.json").is_file():
+        at = f" at revision {revision}" if revision else ""
+        raise FileNotFoundError(
+            f"{repo_id}{at} holds no SAE {sae_id!r}: there is no cfg.json in it."
+        )
+    return path

@@ -1,0 +1,75 @@
+"""The model: opened from a folder, checked against the hook, known by its content."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from bench_helpers import HOOK
+
+from sae_lens_matryoshka.bench.config import ModelSource
+from sae_lens_matryoshka.bench.models import check_hook, model_fingerprint, open_model
+from sae_lens_matryoshka.config_file import ConfigError
+from sae_lens_matryoshka.demo.model import MODEL_FOLDER
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    # a name that TransformerLens would take for another architecture
+    return shutil.copytree(MODEL_FOLDER, tmp_path / "llama-gemma")
+
+
+def test_a_folder_is_the_same_model_as_the_demo(folder: Path):
+    demo = open_model(ModelSource(name="demo", device="cpu"))
+    local = open_model(ModelSource(folder=folder, device="cpu"))
+    tokens = torch.arange(1, 40)[None]
+    assert torch.equal(demo(tokens), local(tokens))
+    assert local.cfg.model_name == "llama-gemma"
+    assert str(folder) not in repr(local.cfg)
+
+
+def test_data_types_are_those_asked_for(folder: Path):
+    for source in (
+        ModelSource(name="demo", dtype="bfloat16"),
+        ModelSource(folder=folder, dtype="bfloat16"),
+    ):
+        assert open_model(source).W_E.dtype == torch.bfloat16
+
+
+def test_hooks_and_sizes_are_checked():
+    model = open_model(ModelSource(name="demo", device="cpu"))
+    check_hook(model, HOOK, {"a": 256})
+    check_hook(model, "blocks.1.attn.hook_z", {"a": 256})  # heads are flattened
+    with pytest.raises(
+        ConfigError, match="no hook 'blocks.9.hook_resid_post'. Did you mean blocks"
+    ):
+        check_hook(model, "blocks.9.hook_resid_post", {"a": 256})
+    with pytest.raises(ConfigError, match="has 256 numbers per token, but SAE 'b' reads 100"):
+        check_hook(model, HOOK, {"a": 256, "b": 100})
+
+
+def test_a_fingerprint_follows_weights_and_tokenizer(folder: Path):
+    source = ModelSource(folder=folder)
+    before = model_fingerprint(source)
+    assert before == model_fingerprint(ModelSource(name="demo"))
+    (folder / "README.md").write_text("something else")
+    assert model_fingerprint(source) == before
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    changed = model_fingerprint(source)
+    assert changed != before
+    tokenizer = folder / "tokenizer_config.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    assert model_fingerprint(source) not in (before, changed)
+
+
+def test_missing_models_are_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match="the folder itself is missing"):
+        model_fingerprint(ModelSource(folder=tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="config.json, tokenizer_config.json, .*safetensors"):
+        model_fingerprint(ModelSource(folder=tmp_path))
+    with pytest.raises(ConfigError, match="TransformerLens knows no 'gpt-17'"):
+        model_fingerprint(ModelSource(name="gpt-17"))
+    with pytest.raises(ConfigError, match="cannot be reached"):
+        model_fingerprint(ModelSource(name="gpt2"))

@@ -1,0 +1,116 @@
+"""Result files: SAEBench's own and published ones."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_lens_matryoshka.bench.config import PublishedSource
+from sae_lens_matryoshka.bench.plan import Item
+from sae_lens_matryoshka.bench.results import (
+    is_finished,
+    published_outcomes,
+    read_metrics,
+    read_status,
+    write_json,
+    write_status,
+)
+from sae_lens_matryoshka.config_file import ConfigError
+
+
+def result(eval_type: str, **categories: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "eval_type_id": eval_type,
+        "eval_result_metrics": categories,
+        "eval_result_details": [{"first_letter": "a"}],
+        "sae_cfg_dict": {"d_sae": 65536},
+    }
+
+
+ABSORPTION = result(
+    "absorption_first_letter",
+    mean={"mean_absorption_fraction_score": 0.05, "mean_full_absorption_score": 0.01},
+)
+CORE = result(
+    "core",
+    sparsity={"l0": 41.5, "l1": -1},
+    reconstruction_quality={"explained_variance": 0.7},
+    model_performance_preservation={"ce_loss_score": 0.98},
+)
+
+
+def write(folder: Path, name: str, content: Any) -> Path:
+    write_json(folder / name, content)
+    return folder / name
+
+
+def test_metrics_are_read_over_all_categories(tmp_path: Path):
+    metrics, details = read_metrics(write(tmp_path, "a.json", ABSORPTION))
+    assert metrics == ABSORPTION["eval_result_metrics"]["mean"]
+    assert details == [{"first_letter": "a"}]
+    core, _ = read_metrics(write(tmp_path, "c.json", CORE))
+    assert core["ce_loss_score"] == 0.98
+    assert math.isnan(core["l1"])  # core writes -1 for NaN
+
+
+def test_nan_and_missing_values(tmp_path: Path):
+    content = result("tpp", tpp_metrics={"a": math.nan, "b": None, "c": 1})
+    metrics, _ = read_metrics(write(tmp_path, "t.json", content))
+    assert math.isnan(metrics["a"])
+    assert "b" not in metrics
+    assert metrics["c"] == 1
+
+
+def test_a_published_sae_stands_with_its_l0_and_fvu(tmp_path: Path):
+    files = [write(tmp_path, "a.json", ABSORPTION), write(tmp_path, "c.json", CORE)]
+    found = {o.eval: o for o in published_outcomes(PublishedSource(name="paper", files=files))}
+    assert set(found) == {"fidelity", "absorption", "core"}
+    assert found["fidelity"].metrics == pytest.approx({"l0": 41.5, "fvu": 0.3})
+    assert found["absorption"].metrics["mean_absorption_fraction_score"] == 0.05
+    assert all(o.published and o.seed is None and o.width == 65536 for o in found.values())
+    source = PublishedSource(name="paper", files=files[:1], l0=40, fvu=0.28)
+    assert next(iter(published_outcomes(source))).metrics == {"l0": 40, "fvu": 0.28}
+
+
+def test_what_is_no_published_result_is_refused(tmp_path: Path):
+    alone = PublishedSource(name="paper", files=[write(tmp_path, "a.json", ABSORPTION)])
+    with pytest.raises(ConfigError, match="'paper': there is no comparison without L0 and FVU"):
+        list(published_outcomes(alone))
+    for content in ([], {"eval_type_id": "x"}, "text"):
+        source = PublishedSource(name="p", files=[write(tmp_path, "b.json", content)], l0=1, fvu=1)
+        with pytest.raises(ConfigError, match="b.json is none of SAEBench's result files"):
+            list(published_outcomes(source))
+    missing = PublishedSource(name="p", files=[tmp_path / "nowhere.json"], l0=1, fvu=1)
+    with pytest.raises(ConfigError, match="nowhere.json"):
+        list(published_outcomes(missing))
+
+
+def test_only_lasting_ends_are_kept(tmp_path: Path):
+    item = Item(0, "a", 0, 1, 4, "f", str(tmp_path / "item"))
+    assert read_status(item) is None
+    for status, lasts in [
+        ("done", True),
+        ("not applicable", True),
+        ("not measurable", True),
+        ("failed", False),
+    ]:
+        write_status(item, status, "why", 1.5)
+        assert is_finished(item) is lasts
+        assert read_status(item) == {"status": status, "reason": "why", "seconds": 1.5}
+    assert [path.name for path in (tmp_path / "item").iterdir()] == ["status.json"]
+
+
+def test_a_file_is_written_as_a_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = write(tmp_path, "a.json", {"old": 1})
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, {"new": 2})
+    assert json.loads(path.read_bytes()) == {"old": 1}
