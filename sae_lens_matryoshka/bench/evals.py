@@ -269,6 +269,11 @@ def _check_absorption(name: str, config: Any) -> None:
             f"evals.{name}.min_feats_for_eval: {config.min_feats_for_eval} is too few: SAEBench takes the "
             "standard deviation over the letters and crashes on one. Give at least 2."
         )
+    if config.prompt_token_pos >= 0:
+        raise ConfigError(
+            f"evals.{name}.prompt_token_pos: {config.prompt_token_pos} counts from the start, where "
+            "solved examples stand. Give a negative position."
+        )
     if config.max_k_value < 1:
         raise ConfigError(f"evals.{name}.max_k_value: {config.max_k_value} must be at least 1.")
 

@@ -132,6 +132,7 @@ class AbsorptionRunner(Runner):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
+        self.remembers = False  # from the first SAE on; the probes' prompts are of other words
         seams.sort_vocabulary(self.model)
 
     @override
@@ -169,10 +170,13 @@ class AbsorptionRunner(Runner):
 
     @override
     def run(self, sae: SAE[Any], name: str, output: Path) -> None:
+        config = self.eval_config()
+        if not self.remembers:
+            seams.remember_activations(self.model, config.prompt_token_pos)
+            self.remembers = True
         seams.hand_over_model(seams.ABSORPTION, self.model)
         seams.redirect_absorption(self.cache / "probes", output / "experiments")
         main = import_module(seams.ABSORPTION)
-        config = self.eval_config()
         results = main.run_eval(config, [(name, sae)], self.device, str(output))
         if not results:
             self._explain_empty(name, config)

@@ -80,3 +80,30 @@ def sort_vocabulary(model: "HookedTransformer") -> None:
         return dict(sorted(cls.vocab.fget(self).items()))
 
     tokenizer.__class__ = type(cls.__name__, (cls,), {"vocab": property(vocab)})
+
+
+def remember_activations(model: "HookedTransformer", position: int) -> None:
+    """
+    Let the model answer a batch of prompts that it has seen from memory, at one position.
+
+    Absorption runs the same prompts for every SAE (they depend on the seed alone) and reads one position
+    of each. Only this model object is changed.
+
+    Args:
+        model: The model.
+        position: The position that is read, counted from the end: negative.
+    """
+    compute = model.run_with_cache
+    seen: dict[tuple[str, ...], Any] = {}  # prompts -> (batch, d_model)
+
+    def run_with_cache(prompts: Any, names_filter: list[str], **rest: Any) -> tuple[None, Any]:
+        [hook] = names_filter
+        key = (hook, *prompts)
+        if key not in seen:
+            seen[key] = compute(prompts, names_filter=names_filter, **rest)[1][hook][
+                :, position
+            ].clone()
+        # repeated without memory, so that [:, position] finds it
+        return None, {hook: seen[key][:, None].expand(-1, -position, -1)}
+
+    vars(model)["run_with_cache"] = run_with_cache

@@ -209,11 +209,13 @@ def _run(config: BenchConfig, jobs: list[Job], d_in: int, verbose: bool) -> None
     needed = check_disk(config, left, d_in)
     label = f"{len(left)} jobs, up to {in_gigabytes(needed)} of disk for caches"
     with tqdm(total=items, desc=label, unit="level", disable=not verbose) as bar:
+        shown = ""
 
         def progress(ended: int, running: str) -> None:
+            nonlocal shown
             bar.update(ended)
-            if not bar.postfix or bar.postfix != running:
-                bar.set_postfix_str(running)
+            if running != shown:
+                bar.set_postfix_str(shown := running)
 
         try:
             # L0 and FVU first: what is wrong with model or hook shows before hours of work

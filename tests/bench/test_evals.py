@@ -34,6 +34,7 @@ def test_defaults_are_saebenchs_own(name: str):
         ("absorption", {"max_k_valu": 5}, "Did you mean 'max_k_value'"),
         ("absorption", {"min_feats_for_eval": 1}, "crashes on one"),
         ("absorption", {"max_k_value": 0}, "at least 1"),
+        ("absorption", {"prompt_token_pos": 3}, "Give a negative position"),
         ("absorption", {"random_seed": 1}, "is set by seeds"),
         ("tpp", {"perform_scr": True}, "is set by the eval's name"),
         ("tpp", {"llm_batch_size": 4}, "is set by model.batch_size"),

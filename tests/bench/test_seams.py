@@ -4,8 +4,10 @@ import inspect
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from sae_lens_matryoshka.bench import seams
 from sae_lens_matryoshka.demo.model import load_model
@@ -66,3 +68,32 @@ def test_saebench_reads_the_vocabulary_where_it_is_sorted():
     assert source.count(".vocab.") == 1
     assert "tokenizer.vocab.keys()" in source
     assert "get_vocab" not in source
+
+
+def test_prompts_that_were_seen_are_answered_alike(monkeypatch: pytest.MonkeyPatch):
+    model = load_model()
+    hook = "blocks.1.hook_resid_post"
+    prompts = ["one two three four five", "six seven eight nine ten"]
+    expected = model.run_with_cache(prompts, names_filter=[hook])[1][hook]
+    seams.remember_activations(model, -3)
+    for _ in range(2):
+        found = model.run_with_cache(prompts, names_filter=[hook])[1][hook]
+        assert torch.equal(found[:, -3, :], expected[:, -3, :])
+
+        def broken(*_: Any, **__: Any) -> None:
+            raise AssertionError("the model was asked again")
+
+        monkeypatch.setattr(model, "forward", broken)  # the second time from memory
+    with pytest.raises(AssertionError):
+        model.run_with_cache(prompts[:1], names_filter=[hook])
+
+
+def test_absorption_reads_one_position_of_one_hook():
+    from sae_bench.evals.absorption import feature_absorption_calculator
+
+    source = inspect.getsource(feature_absorption_calculator)
+    assert source.count("self.model.run_with_cache(") == 1
+    assert (
+        "names_filter=[hook_point],\n            )[1][hook_point][:, self.word_token_pos, :]"
+        in source
+    )

@@ -322,9 +322,30 @@ while True:
 
 
 @pytest.mark.slow
-def test_absorption_is_measured_the_same_twice_and_seen_when_built_in(
-    folder: Path, data_folder: Path, saes: dict[str, Any]
-):
+def test_absorption_that_is_built_in_is_seen(folder: Path, data_folder: Path):
+    """And where it is: the letter whose words have latents of their own, no other."""
+    from absorbing_sae import LETTER, build
+
+    saes = {"absorbs": build(True), "does_not": build(False)}
+    settings = base(folder, data_folder, saes, output=str(folder / "absorbs-out"))
+    settings["evals"] = {"absorption": ABSORPTION}
+    report = run(settings, verbose=False)
+    assert not report.failed
+    by_letter = {
+        name: {d["first_letter"]: d for d in found(report, name, 0, "absorption").details}
+        for name in saes
+    }
+    assert len(by_letter["does_not"]) >= 20
+    for key in ("mean_absorption_fraction", "full_absorption_rate"):
+        assert by_letter["absorbs"][LETTER][key] > 0.08
+        assert by_letter["does_not"][LETTER][key] < 0.03
+        for letter, detail in by_letter["absorbs"].items():
+            if letter != LETTER:
+                assert detail[key] < 0.08
+
+
+@pytest.mark.slow
+def test_absorption_is_the_same_twice(folder: Path, data_folder: Path, saes: dict[str, Any]):
     settings = base(folder, data_folder, {"nested": saes["nested"]}, jobs=1)
     settings["evals"] = {"absorption": ABSORPTION}
     settings["saes"][0]["levels"] = [1]
