@@ -3,6 +3,7 @@ import subprocess
 import sys
 from argparse import ArgumentError
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,12 @@ def test_list_flags(capfd: pytest.CaptureFixture[str]):
     result = invoke("train", "--list-flags")
     assert result.exit_code == 0
     assert "--matryoshka_widths" in result.stdout + capfd.readouterr().out
+
+
+@pytest.mark.skipif(find_spec("sae_bench") is not None, reason="the extra [bench] is installed")
+def test_bench_without_its_extra_says_what_to_install(tmp_path: Path):
+    path = tmp_path / "bench.yaml"
+    path.write_text("hook_name: x\n")
+    result = invoke("bench", path)
+    assert result.exit_code == 1
+    assert 'pip install "sae-lens-matryoshka[bench]"' in " ".join(result.output.split())

@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    StrictBool,
     ValidationError,
     field_validator,
     model_validator,
@@ -38,10 +39,13 @@ class ModelSource(_Strict):
             overflow in it and give garbage without an error.
         device: Where everything runs. None: a CUDA device if there is one, else the CPU.
         batch_size: Sequences per forward pass.
+        prepend_bos: Whether prompts start with the BOS token. None: as TransformerLens has it for the
+            model's architecture, which for some is only a guess.
     """
 
     name: str | None = None
     folder: AbsolutePath | None = None
+    prepend_bos: bool | None = None
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     device: str | None = None
     batch_size: int = Field(default=32, ge=1)
@@ -60,6 +64,8 @@ class ModelSource(_Strict):
     def _one_source(self) -> "ModelSource":
         if (self.name is None) == (self.folder is None):
             raise ValueError("give either a name or a folder")
+        if self.name == DEMO and self.prepend_bos is not None:
+            raise ValueError("prepend_bos has no effect on the demo model, which starts with BOS")
         return self
 
     @property
@@ -123,7 +129,7 @@ class PublishedSource(_Strict):
         name: Its name in the table.
         files: SAEBench's result files (JSON), one per eval.
         l0: Active latents per token; None: from a core result among the files.
-        fvu: Fraction of variance unexplained; None: from a core result among the files.
+        fvu: Fraction of variance unexplained. Core's own explained variance is not taken for it.
     """
 
     name: str
@@ -175,7 +181,7 @@ class BenchConfig(_Strict):
     hook_name: str
     saes: list[SAESource] = Field(min_length=1)
     evals: dict[EvalName, dict[str, Any]] = Field(min_length=1)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[0, 1, 2], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(default=[0, 1, 2], min_length=1)
     text: TextSource
     data: Literal["hub", "demo"] | AbsolutePath = Field(default="hub", union_mode="left_to_right")
     baseline: str | None = None
@@ -183,14 +189,16 @@ class BenchConfig(_Strict):
     upstream_defaults: bool = False
     jobs: int = Field(default=1, ge=1)
     output: AbsolutePath
-    quick: bool = False
+    quick: StrictBool = False
     when_quick: dict[str, Any] = {}
 
     @field_validator("evals", mode="before")
     @classmethod
     def _bare_names(cls, value: object) -> object:
         """`absorption:` without fields is null in YAML."""
-        return {k: v or {} for k, v in value.items()} if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        return {k: {} if v is None else v for k, v in value.items()}
 
     @model_validator(mode="after")
     def _names_fit(self) -> "BenchConfig":
@@ -313,8 +321,8 @@ def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
         inner = model.model_fields.get(part)
         if inner is not None:
-            models = [t for t in (inner.annotation, *get_args(inner.annotation))]
-            model = next((t for t in models if _is_model(t)), model)
+            candidates = (inner.annotation, *get_args(inner.annotation))
+            model = next((c for c in candidates if _is_model(c)), model)
     return list(model.model_fields)
 
 

@@ -5,11 +5,13 @@ runs in a folder with links to local data sets reads those, and SAEBench needs n
 """
 
 import hashlib
+import re
 from pathlib import Path
 
 from sae_lens_matryoshka.bench.config import did_you_mean
 from sae_lens_matryoshka.bench.models import hash_files
 from sae_lens_matryoshka.config_file import ConfigError
+from sae_lens_matryoshka.hub.download import data_set_commit
 
 # what SAEBench reads of each
 COLUMNS = {
@@ -42,6 +44,8 @@ def check_local(folder: Path, name: str) -> None:
             f"data: {name} can only come from the Hub. Leave it out of dataset_names."
         )
     place = folder / name
+    if not folder.is_dir():
+        raise ConfigError(f"data: there is no folder {folder}.")
     if not place.is_dir():
         there = [str(path.relative_to(folder)) for path in folder.glob("*/*") if path.is_dir()]
         raise ConfigError(f"data: {folder} holds no {name}.{did_you_mean(name, there)}")
@@ -58,22 +62,24 @@ def check_local(folder: Path, name: str) -> None:
 def _check_split(place: Path, split: str, columns: tuple[str, ...]) -> None:
     import pyarrow.parquet as pq
 
-    files = sorted(path for path in place.rglob("*.parquet") if split in path.name)
+    names = re.compile(rf"(^|[/._-]){split}")  # as load_dataset finds splits
+    files = [p for p in place.rglob("*.parquet") if names.search(p.relative_to(place).as_posix())]
     if not files:
         raise ConfigError(f"data: {place} has no {split}*.parquet.")
-    for file in files:
+    for file in sorted(files):
         try:
-            table = pq.read_table(file)
+            there = pq.read_schema(file).names
+            missing = [column for column in columns if column not in there]
+            text = [] if missing else pq.read_table(file, columns=[columns[0]])[0].to_pylist()
         except (OSError, ValueError) as error:
             raise ConfigError(f"data: {file} cannot be read: {error}") from error
-        missing = [column for column in columns if column not in table.column_names]
         if missing:
             raise ConfigError(
-                f"data: {file} lacks {', '.join(missing)}; it has {', '.join(table.column_names)}."
+                f"data: {file} lacks {', '.join(missing)}; it has {', '.join(there)}."
             )
-        if table.num_rows == 0:
+        if not text:
             raise ConfigError(f"data: {file} has no rows.")
-        empty = [i for i, text in enumerate(table[columns[0]].to_pylist()) if not text]
+        empty = [i for i, one in enumerate(text) if not one]
         if empty:
             raise ConfigError(
                 f"data: {file} has {len(empty)} rows without {columns[0]}, the first is row {empty[0]}. "
@@ -85,8 +91,8 @@ def link_data(folder: Path, working_folder: Path) -> None:
     """Let `load_dataset("a/b")` find the folder's data sets from the working folder."""
     for owner in sorted(path for path in folder.iterdir() if path.is_dir()):
         link = working_folder / owner.name
-        if not link.is_symlink():
-            link.symlink_to(owner.absolute(), target_is_directory=True)
+        link.unlink(missing_ok=True)  # the folder may have moved
+        link.symlink_to(owner.absolute(), target_is_directory=True)
 
 
 def data_fingerprint(folder: Path | None, names: list[str]) -> str:
@@ -99,11 +105,7 @@ def data_fingerprint(folder: Path | None, names: list[str]) -> str:
     """
     digest = hashlib.sha256()
     for name in names:
-        if folder is None:
-            from datasets import load_dataset_builder
-
-            content = load_dataset_builder(name).hash or ""
-        else:
-            content = hash_files(folder / name, ("**/*.parquet",))
+        # all files: a README.md may say which are read
+        content = data_set_commit(name) if folder is None else hash_files(folder / name, ("**/*",))
         digest.update(f"{name} {content}\n".encode())
     return digest.hexdigest()

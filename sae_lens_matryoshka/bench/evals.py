@@ -300,6 +300,11 @@ def _check_sae_probes(name: str, config: Any) -> None:
     if unknown or not config.dataset_names:
         asked = unknown[0] if unknown else ""
         raise ConfigError(f"evals.{name}.dataset_names: no {asked!r}.{did_you_mean(asked, known)}")
+    if config.binarize:
+        raise ConfigError(
+            f"evals.{name}.binarize: SAEBench does not find the results of binarized latents and would "
+            "report no number. Leave it out."
+        )
     if config.setting != "normal":
         raise ConfigError(
             f"evals.{name}.setting: {config.setting!r}, but SAEBench evaluates 'normal' only."

@@ -39,12 +39,43 @@ def open_model(source: ModelSource) -> "HookedTransformer":
 
         return load_model(device=device).to(dtype)
     if source.folder is not None:
-        return open_local_model(source.folder, source.label, device, dtype)
+        return open_local_model(source.folder, source.label, device, dtype, source.prepend_bos)
     from transformer_lens import HookedTransformer
 
     return HookedTransformer.from_pretrained_no_processing(
-        cast(str, source.name), device=device, dtype=dtype
+        cast(str, source.name),
+        device=device,
+        dtype=dtype,
+        default_prepend_bos=source.prepend_bos,
     )
+
+
+def check_same_model(source: ModelSource, trained_on: str | None, name: str) -> None:
+    """
+    Check that an SAE's metadata does not name another model than the benchmark's.
+
+    Args:
+        source: The benchmark's model.
+        trained_on: The model that the metadata names, if any.
+        name: The SAE's name, for errors.
+
+    Raises:
+        ConfigError: Both are TransformerLens's names, of different models.
+    """
+    ours, theirs = _official_name(source.name), _official_name(trained_on)
+    if ours and theirs and ours != theirs:
+        raise ConfigError(
+            f"SAE {name!r} was trained on {trained_on}, but the model is {source.name}. Give the SAE's own."
+        )
+
+
+def _official_name(name: str | None) -> str | None:
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+
+    try:
+        return get_official_model_name(name) if name else None
+    except ValueError:
+        return None
 
 
 def check_hook(model: "HookedTransformer", hook_name: str, d_in: dict[str, int]) -> None:
@@ -98,10 +129,17 @@ def model_fingerprint(source: ModelSource) -> str:
     return _hub_commit(cast(str, source.name))
 
 
+def demo_key() -> str:
+    """A hash of the demo's code and model: what its data sets and SAEs come from."""
+    from sae_lens_matryoshka.demo.model import MODEL_FOLDER
+
+    return hash_files(MODEL_FOLDER.parent, ("*.py", "model/*.json", "model/*.safetensors"))
+
+
 def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
     """A hash of the names and contents of files."""
     digest = hashlib.sha256()
-    paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    paths = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
     for path in paths:
         digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
         with path.open("rb") as file:
@@ -111,16 +149,14 @@ def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
 
 
 def _hub_commit(name: str) -> str:
-    from transformer_lens.loading_from_pretrained import get_official_model_name
     from transformers import AutoConfig
 
-    try:
-        official = get_official_model_name(name)
-    except ValueError as error:
+    official = _official_name(name)
+    if official is None:
         raise ConfigError(
             f"model.name: TransformerLens knows no {name!r}. Give one of its names, or a local folder "
             "as model.folder."
-        ) from error
+        )
     try:
         config = AutoConfig.from_pretrained(official)
     except OSError as error:

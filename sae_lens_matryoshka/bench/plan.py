@@ -16,12 +16,27 @@ from sae_lens_matryoshka.bench.evals import (
     needs_resid_post,
     smallest_width,
 )
+from sae_lens_matryoshka.bench.models import device_of
 from sae_lens_matryoshka.bench.outcome import FIDELITY
 from sae_lens_matryoshka.bench.sources import Level, layer_of
 from sae_lens_matryoshka.config_file import ConfigError
 
 # what else decides a number
-PACKAGES = ("sae-bench", "sae-lens", "sae-probes", "transformer-lens", "torch", "scikit-learn")
+PACKAGES = (
+    "sae-lens-matryoshka",
+    "sae-bench",
+    "sae-lens",
+    "sae-probes",
+    "transformer-lens",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "torch",
+    "numpy",
+    "scikit-learn",
+)
+RESULTS_FORMAT = 1
+"""Raised whenever this package computes something else from the same settings."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,7 @@ def check_evals(config: BenchConfig) -> None:
         layer = layer_of(config.hook_name)
         if needs_resid_post(name) and config.hook_name != f"blocks.{layer}.hook_resid_post":
             raise ConfigError(
-                f"evals.{name}: SAEBench reads blocks.{layer}.hook_resid_post whatever the SAE's own hook "
+                f"evals.{name}: SAEBench reads hook_resid_post of the SAE's layer whatever the SAE's own hook "
                 f"is, so an SAE of {config.hook_name} would silently be measured on other activations. "
                 f"Leave {name} out, or give SAEs of a hook_resid_post."
             )
@@ -153,11 +168,13 @@ def _job(
         "model": model_key,
         "label": config.model.label,  # SAEBench writes it into its results
         "dtype": config.model.dtype,
-        "device": config.model.device,
+        "device": device_of(config.model),
+        "prepend_bos": config.model.prepend_bos,
         "batch_size": config.model.batch_size,
         "hook": config.hook_name,
         "data": data_key,
         "packages": package_versions(),
+        "format": RESULTS_FORMAT,
     }
     key = _hash(decides)
     name_and_seed = name if seed is None else f"{name}-seed{seed}"

@@ -17,6 +17,7 @@ from sae_lens_matryoshka.bench.outcome import FIDELITY
 from sae_lens_matryoshka.bench.plan import Item, Job
 from sae_lens_matryoshka.bench.results import (
     CURRENT,
+    RESTART,
     SETUP_ERROR,
     STATUS,
     is_finished,
@@ -26,6 +27,7 @@ from sae_lens_matryoshka.bench.results import (
 )
 
 POLL_SECONDS = 0.2
+TAIL_BYTES, TAIL_CHARS = 20_000, 1_000
 
 
 class SetupError(RuntimeError):
@@ -39,6 +41,7 @@ class Running:
     job: Job
     left: list[Item]
     process: "subprocess.Popen[bytes]"
+    log_starts_at: int
     started: float = field(default_factory=time.monotonic)
 
 
@@ -78,7 +81,7 @@ def run_jobs(config: BenchConfig, jobs: list[Job], progress: Callable[[int, str]
             to_end = now_open
     finally:
         for one in running:
-            one.process.kill()
+            os.killpg(one.process.pid, signal.SIGKILL)  # with whatever it started
             one.process.wait()
 
 
@@ -105,6 +108,7 @@ def _start(config: BenchConfig, job: Job, left: list[Item]) -> Running:
     log = log_of(config, job)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
+        log_starts_at = file.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "sae_lens_matryoshka.bench.worker", str(spec)],
             cwd=cwd,
@@ -114,14 +118,19 @@ def _start(config: BenchConfig, job: Job, left: list[Item]) -> Running:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is ours
         )
-    return Running(job, left, process)
+    return Running(job, left, process, log_starts_at)
+
+
+def python_path() -> str:
+    """A PYTHONPATH with which a child finds this package from any folder."""
+    package_home = str(Path(__file__).parents[2])
+    return os.pathsep.join(filter(None, [package_home, os.environ.get("PYTHONPATH")]))
 
 
 def _environment(config: BenchConfig, work: Path) -> dict[str, str]:
-    package_home = str(Path(__file__).parents[2])
     ours = {
         "JAXTYPING_DISABLE": "1",  # sparse probing's annotations fail with beartype >= 0.18
-        "PYTHONPATH": os.pathsep.join(filter(None, [package_home, os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": python_path(),
         "PYTHONHASHSEED": "0",  # sets in the same order every time
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -130,7 +139,6 @@ def _environment(config: BenchConfig, work: Path) -> dict[str, str]:
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         # SAEBench would report the commit of whatever repository lies above as its own
         "GIT_CEILING_DIRECTORIES": str(work),
-        "TMPDIR": str(work),
     }
     threads = max(1, (os.cpu_count() or 1) // config.jobs)
     if config.jobs > 1 or "OMP_NUM_THREADS" not in os.environ:
@@ -144,18 +152,19 @@ def _environment(config: BenchConfig, work: Path) -> dict[str, str]:
 
 def _ended(config: BenchConfig, one: Running) -> list[Item]:
     """Settle a job whose process ended; returns what is left to run of it."""
+    assert one.process.stdin is not None
+    one.process.stdin.close()
     work = Path(one.job.work)
     again = _settle(config, one, [item for item in one.left if read_status(item) is None])
-    seconds = time.monotonic() - one.started
-    write_json(config.output / "jobs" / work.name / "job.json", {"seconds": seconds})
-    if not again:
-        shutil.rmtree(work)
+    _add_seconds(config.output / "jobs" / work.name / "job.json", one.started)
+    if all(map(is_finished, one.job.items)):
+        shutil.rmtree(work)  # else its caches serve the next try
     return again
 
 
 def _settle(config: BenchConfig, one: Running, open_items: list[Item]) -> list[Item]:
-    if not open_items:
-        return []
+    if not open_items or one.process.returncode == RESTART:
+        return open_items
     work, log = Path(one.job.work), log_of(config, one.job)
     setup_error = work / SETUP_ERROR
     if setup_error.exists():
@@ -165,7 +174,9 @@ def _settle(config: BenchConfig, one: Running, open_items: list[Item]) -> list[I
         for item in open_items:
             write_status(item, "failed", reason)
         return []
-    reason = f"{_how_it_ended(one.process.returncode)}; the log ends: {_tail(log)}"
+    reason = (
+        f"{_how_it_ended(one.process.returncode)}; the log ends: {_tail(log, one.log_starts_at)}"
+    )
     at = _current_item(work, open_items)
     if at is None:  # while it was setting up
         for item in open_items:
@@ -173,6 +184,12 @@ def _settle(config: BenchConfig, one: Running, open_items: list[Item]) -> list[I
         return []
     write_status(at, "failed", reason)
     return [item for item in open_items if item is not at]
+
+
+def _add_seconds(path: Path, started: float) -> None:
+    """Keep the wall time of a job over restarts."""
+    before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+    write_json(path, {"seconds": before + time.monotonic() - started})
 
 
 def _current_item(work: Path, items: list[Item]) -> Item | None:
@@ -189,6 +206,10 @@ def _how_it_ended(code: int) -> str:
     return f"the process ended with code {code}"
 
 
-def _tail(log: Path) -> str:
-    lines = log.read_text(errors="replace").replace("\r", "\n").splitlines()
-    return " | ".join(line.strip() for line in lines if line.strip())[-1000:] if lines else "empty"
+def _tail(log: Path, start: int) -> str:
+    """The end of what a process wrote, on one line."""
+    with log.open("rb") as file:
+        file.seek(max(start, log.stat().st_size - TAIL_BYTES))
+        text = file.read().decode(errors="replace")
+    lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    return " | ".join(lines)[-TAIL_CHARS:] if lines else "(nothing)"

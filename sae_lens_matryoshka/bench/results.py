@@ -16,11 +16,20 @@ RESULT = "eval_results.json"
 STATUS = "status.json"
 CURRENT = "current.json"
 """In a job's working folder: the item that its worker is at."""
+RESTART = 3
+"""The code with which a worker ends that wants to go on in a fresh process."""
 SETUP_ERROR = "setup_error.json"
 """In a job's working folder: why it could not begin."""
 FINAL = ("done", "not applicable", "not measurable")
 """Statuses that another run would only repeat."""
 
+_NOT_COMPARED = (
+    "random_seed",
+    "llm_batch_size",
+    "sae_batch_size",
+    "results_path",
+    "model_cache_path",
+)
 _EVAL_OF_TYPE = {"absorption_first_letter": "absorption", "sparse_probing_sae_probes": "sae_probes"}
 
 
@@ -39,11 +48,13 @@ def write_status(item: Item, status: str, reason: str = "", seconds: float = 0.0
 
 
 def read_status(item: Item) -> dict[str, Any] | None:
-    """How an item ended; None if it has not."""
+    """How an item ended; None if it has not, or if what it left is broken."""
+    folder = Path(item.folder)
     try:
-        return json.loads(Path(item.folder, STATUS).read_text())
-    except FileNotFoundError:
+        status = json.loads((folder / STATUS).read_text())
+    except (FileNotFoundError, ValueError):
         return None
+    return None if status["status"] == "done" and not (folder / RESULT).exists() else status
 
 
 def is_finished(item: Item) -> bool:
@@ -114,12 +125,16 @@ def published_outcomes(source: PublishedSource) -> Iterator[Outcome]:
         try:
             result = json.loads(path.read_text())
             metrics, details = read_metrics(path)
-            eval_type = str(result["eval_type_id"])
+            name = _eval_of(result)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"published {source.name!r}: {path} is none of SAEBench's result files ({error!r})."
             ) from error
-        name = _EVAL_OF_TYPE.get(eval_type, eval_type)
+        if name in found:
+            raise ConfigError(
+                f"published {source.name!r}: {path} is a second result of {name}. Give one file per eval, "
+                "or another entry under published."
+            )
         width = int((result.get("sae_cfg_dict") or {}).get("d_sae") or 0)
         found[name] = Outcome(
             sae=source.name,
@@ -134,12 +149,12 @@ def published_outcomes(source: PublishedSource) -> Iterator[Outcome]:
             published=True,
         )
     core = found["core"].metrics if "core" in found else {}
-    l0 = source.l0 if source.l0 is not None else core.get("l0")
-    fvu = source.fvu if source.fvu is not None else _unexplained(core)
+    l0, fvu = source.l0 if source.l0 is not None else core.get("l0"), source.fvu
     if l0 is None or fvu is None:
         raise ConfigError(
-            f"published {source.name!r}: there is no comparison without L0 and FVU. Give l0 and fvu, or "
-            "a core result among its files."
+            f"published {source.name!r}: there is no comparison without L0 and FVU. Give l0 (or a core "
+            "result among its files) and fvu (core's own explained variance is wrong for large "
+            "activations)."
         )
     width = max(outcome.width for outcome in found.values())
     yield Outcome(
@@ -156,6 +171,41 @@ def published_outcomes(source: PublishedSource) -> Iterator[Outcome]:
     yield from found.values()
 
 
-def _unexplained(core: dict[str, float]) -> float | None:
-    explained = core.get("explained_variance")
-    return None if explained is None else 1 - explained
+def other_settings(config: BenchConfig, jobs: list[Job]) -> str:
+    """A sentence per published eval on the settings in which it differs from the results found here."""
+    ours = {job.eval: found for job in jobs if (found := _settings_here(job))}
+    lines: list[str] = []
+    for source in config.published:
+        for path in source.files:
+            result = json.loads(path.read_text())
+            here = ours.get(_eval_of(result), {})
+            theirs = _settings(result)
+            differ = [
+                f"{key} {theirs[key]} (here {value})"
+                for key, value in here.items()
+                if key in theirs and theirs[key] != value
+            ]
+            if differ:
+                lines.append(f"- {source.name}, {_eval_of(result)}: {'; '.join(differ)}")
+    if not lines:
+        return ""
+    return "\n".join(["Published with other settings than those used here:", "", *lines]) + "\n"
+
+
+def _settings_here(job: Job) -> dict[str, Any]:
+    """The settings that SAEBench wrote into the first finished result of a job."""
+    for item in job.items:
+        if job.eval != FIDELITY and (read_status(item) or {}).get("status") == "done":
+            return _settings(json.loads(Path(item.folder, RESULT).read_text()))
+    return {}
+
+
+def _settings(result: dict[str, Any]) -> dict[str, Any]:
+    given = dict(result.get("eval_config") or {})
+    hook = (result.get("sae_cfg_dict") or {}).get("hook_name")
+    settings = {"hook_name": hook, **given} if hook else given
+    return {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
+
+
+def _eval_of(result: dict[str, Any]) -> str:
+    return _EVAL_OF_TYPE.get(result["eval_type_id"], str(result["eval_type_id"]))

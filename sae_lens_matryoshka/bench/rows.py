@@ -74,34 +74,14 @@ class Row:
 
 def group(outcomes: Sequence[Outcome]) -> list[Row]:
     """
-    Group outcomes by SAE level and origin.
-
-    L0 and FVU belong to the SAE, not to an eval: a published row without them gets those that
-    were measured here, and measured ones with only published evals beside them make no row.
+    Group outcomes by SAE and level.
 
     Returns:
-        Rows by first appearance of the SAE, then by level, measured before published.
+        Rows by first appearance of the SAE, then by level.
     """
     order = {name: i for i, name in enumerate(dict.fromkeys(o.sae for o in outcomes))}
-    groups: dict[tuple[int, int, bool], list[Outcome]] = {}
+    groups: dict[tuple[int, int], list[Outcome]] = {}
     for outcome in outcomes:
-        key = (order[outcome.sae], outcome.level, outcome.published)
-        groups.setdefault(key, []).append(outcome)
-    rows: list[Row] = []
-    for (sae, level, published), members in sorted(groups.items(), key=lambda item: item[0]):
-        twin = groups.get((sae, level, not published), [])
-        if not published and twin and _only_fidelity(members) and not _has_fidelity(twin):
-            continue
-        if published and not _has_fidelity(members):
-            members = members + [o for o in twin if o.eval == FIDELITY]
-        first = members[0]
-        rows.append(Row(first.sae, level, first.levels, first.width, published, tuple(members)))
-    return rows
-
-
-def _only_fidelity(outcomes: Sequence[Outcome]) -> bool:
-    return all(outcome.eval == FIDELITY for outcome in outcomes)
-
-
-def _has_fidelity(outcomes: Sequence[Outcome]) -> bool:
-    return any(outcome.eval == FIDELITY and outcome.metrics for outcome in outcomes)
+        groups.setdefault((order[outcome.sae], outcome.level), []).append(outcome)
+    firsts = [(members[0], tuple(members)) for _, members in sorted(groups.items())]
+    return [Row(o.sae, o.level, o.levels, o.width, o.published, members) for o, members in firsts]

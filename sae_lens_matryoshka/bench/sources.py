@@ -18,6 +18,7 @@ from sae_lens_matryoshka.hub.download import download_sae
 from sae_lens_matryoshka.sae import MatryoshkaSAE, copy_of, inference_form
 
 NORM_TOLERANCE = 1e-5  # SAEBench's own
+_DECIDING_METADATA = ("prepend_bos", "seqpos_slice")  # what text the SAE is fed
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ def bench_form(sae: SAE[Any], name: str, hook_name: str, model_name: str) -> SAE
         raise ConfigError(f"SAE {name!r} holds numbers that are not finite in {', '.join(broken)}.")
     copied.cfg.metadata.hook_name = hook_name
     copied.cfg.metadata.model_name = copied.cfg.metadata.model_name or model_name
+    if copied.cfg.metadata.prepend_bos is None:
+        copied.cfg.metadata.prepend_bos = True  # SAELens's default in training
     if not _has_unit_norms(copied):
         try:
             copied.fold_W_dec_norm()
@@ -162,6 +165,7 @@ def fingerprint(sae: SAE[Any]) -> str:
     digest = hashlib.sha256()
     config = sae.cfg.to_dict()
     config = {k: v for k, v in config.items() if k not in ("metadata", "device")}
+    config |= {key: getattr(sae.cfg.metadata, key) for key in _DECIDING_METADATA}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for key, tensor in sorted(sae.state_dict().items()):
         array = tensor.detach().float().contiguous().cpu().numpy()

@@ -1,55 +1,51 @@
 """Run a benchmark: check, prepare, run the jobs, compare."""
 
-import json
+import logging
 import os
-import platform
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from sae_lens_matryoshka import __version__
 from sae_lens_matryoshka.bench.config import DEMO, BenchConfig, checked_config, did_you_mean
 from sae_lens_matryoshka.bench.data import check_local, data_fingerprint
 from sae_lens_matryoshka.bench.disk import check_disk, in_gigabytes
 from sae_lens_matryoshka.bench.evals import (
     data_sets,
     eval_config,
-    fidelity_metrics,
-    metrics_of,
 )
-from sae_lens_matryoshka.bench.models import device_of, model_fingerprint
-from sae_lens_matryoshka.bench.outcome import FIDELITY, Metric, Outcome
+from sae_lens_matryoshka.bench.models import check_same_model, demo_key, model_fingerprint
+from sae_lens_matryoshka.bench.outcome import FIDELITY, Outcome
+from sae_lens_matryoshka.bench.output import collect_saebench, write_comparison, write_run
 from sae_lens_matryoshka.bench.plan import (
     Job,
     OpenedSAE,
     check_evals,
     make_jobs,
     needed_data,
-    package_versions,
 )
-from sae_lens_matryoshka.bench.plots import write_plots
-from sae_lens_matryoshka.bench.process import SetupError, run_jobs
+from sae_lens_matryoshka.bench.process import SetupError, python_path, run_jobs
 from sae_lens_matryoshka.bench.results import (
-    RESULT,
     is_finished,
     outcomes_of,
     published_outcomes,
-    read_status,
-    write_json,
     write_status,
 )
 from sae_lens_matryoshka.bench.sources import bench_form, chosen_levels, fingerprint, open_sae
-from sae_lens_matryoshka.bench.table import markdown, write_csv
 from sae_lens_matryoshka.config_file import ConfigError
+
+logger = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -61,16 +57,20 @@ class BenchReport:
         outcomes: One per SAE level, eval and seed.
         markdown: The comparison as text.
         folder: Where everything lies.
+        only: The evals that this run was about; None for all.
     """
 
     outcomes: list[Outcome]
     markdown: str
     folder: Path
 
+    only: Sequence[str] | None = None
+
     @property
     def failed(self) -> list[Outcome]:
-        """Those that have no number because something broke."""
-        return [outcome for outcome in self.outcomes if outcome.status == "failed"]
+        """Those of this run that have no number because something broke."""
+        ran = [o for o in self.outcomes if self.only is None or o.eval in (FIDELITY, *self.only)]
+        return [outcome for outcome in ran if outcome.status == "failed"]
 
 
 def run(
@@ -84,7 +84,7 @@ def run(
 
     Args:
         config: The benchmark, or the settings as they stand in a YAML file.
-        only: Evals to run of those in the config. None: all.
+        only: Evals to run of those in the config; of the others, finished results are shown. None: all.
         verbose: Whether to show a progress bar.
 
     Returns:
@@ -97,7 +97,7 @@ def run(
     """
     if isinstance(config, dict):
         config = checked_config(config)
-    config = _only(config, only)
+    _check_only(config, only)
     start = time.monotonic()
     check_evals(config)
     for source in config.published:
@@ -110,23 +110,26 @@ def run(
         opened, d_in = _open_saes(config)
         data_keys = _data_keys(config)
         jobs = make_jobs(config, opened, model_key, data_keys)
-        _run(config, jobs, d_in, verbose)
+        _run(config, [job for job in jobs if _is_chosen(job, only)], d_in, verbose)
+        jobs = [job for job in jobs if _is_chosen(job, only) or any(map(is_finished, job.items))]
         outcomes = outcomes_of(config, jobs)
-        text = _write_comparison(config, outcomes)
-        _collect_saebench(config, jobs)
-        _write_run(config, jobs, opened, model_key, data_keys, time.monotonic() - start)
-    return BenchReport(outcomes, text, config.output)
+        text = write_comparison(config, outcomes, jobs)
+        collect_saebench(config, jobs)
+        write_run(config, jobs, opened, model_key, data_keys, time.monotonic() - start)
+    return BenchReport(outcomes, text, config.output, only)
 
 
-def _only(config: BenchConfig, only: Sequence[str] | None) -> BenchConfig:
-    if only is None:
-        return config
-    unknown = [name for name in only if name not in config.evals]
+def _check_only(config: BenchConfig, only: Sequence[str] | None) -> None:
+    unknown = [name for name in only or [] if name not in config.evals]
     if unknown:
         raise ConfigError(
             f"--only {unknown[0]}: the config has no such eval.{did_you_mean(unknown[0], config.evals)}"
         )
-    return config.model_copy(update={"evals": {k: v for k, v in config.evals.items() if k in only}})
+
+
+def _is_chosen(job: Job, only: Sequence[str] | None) -> bool:
+    """Whether the job is to run; L0 and FVU are measured always."""
+    return only is None or job.eval in (FIDELITY, *only)
 
 
 @contextmanager
@@ -153,23 +156,44 @@ def _prepare_demo(config: BenchConfig) -> None:
         _once(config.output / "demo" / "data", write_data_sets)
     for source in config.saes:
         if source.demo:
-            from sae_lens_matryoshka.demo.bench_saes import train_sae
-
-            which, small = source.demo, config.quick
-            _once(
-                config.demo_saes / which,
-                lambda folder, which=which, small=small: train_sae(which, folder, small),
-            )
+            _once(config.demo_saes / source.demo, partial(_train_demo_sae, config, source.demo))
 
 
-def _once(folder: Path, make: Any) -> None:
-    """Make a folder as a whole or not at all."""
-    if not folder.exists():
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        make(partial)
-        os.replace(partial, folder)
+def _once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Make a folder as a whole or not at all, and anew when the demo's code or model changed."""
+    key, made_by = demo_key(), folder / ".made_by"
+    if not made_by.exists() or made_by.read_text() != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        make(unfinished)
+        (unfinished / made_by.name).write_text(key)
+        os.replace(unfinished, folder)
+
+
+def _train_demo_sae(config: BenchConfig, which: str, folder: Path) -> None:
+    """In a process of its own: its memory comes back, what it prints goes to a log."""
+    log = config.output / "logs" / f"training-{which}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("Training the demo's %s SAE (a minute or two); log: %s", which, log)
+    size = ["--small"] if config.quick else []
+    with log.open("wb") as file:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "sae_lens_matryoshka.demo.bench_saes",
+                which,
+                str(folder),
+                *size,
+            ],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": python_path()},
+        )
+    if done.returncode:
+        raise RuntimeError(f"Training the demo's {which} SAE failed. The log: {log}")
 
 
 def _open_saes(config: BenchConfig) -> tuple[list[OpenedSAE], int]:
@@ -178,6 +202,7 @@ def _open_saes(config: BenchConfig) -> tuple[list[OpenedSAE], int]:
     sizes: dict[str, int] = {}
     for source in config.saes:
         sae = open_sae(source, config.demo_saes)
+        check_same_model(config.model, sae.cfg.metadata.model_name, source.name)
         sae = bench_form(sae, source.name, config.hook_name, config.model.label)
         opened.append(OpenedSAE(source, chosen_levels(sae, source), fingerprint(sae)))
         sizes[source.name] = sae.cfg.d_in
@@ -196,12 +221,21 @@ def _data_keys(config: BenchConfig) -> dict[str, str]:
     return {name: data_fingerprint(config.data_folder, names) for name, names in wanted.items()}
 
 
+def _remove_old_work(config: BenchConfig, jobs: list[Job]) -> None:
+    """Caches of an interrupted benchmark that had other settings serve nobody."""
+    wanted = {Path(job.work).name for job in jobs}
+    for folder in (config.output / "work").glob("*"):
+        if folder.name not in wanted:
+            shutil.rmtree(folder)
+
+
 def _run(config: BenchConfig, jobs: list[Job], d_in: int, verbose: bool) -> None:
     for job in jobs:
         for item in job.items:
             if item.too_narrow and not is_finished(item):
                 reason = f"{job.eval} needs {item.too_narrow} latents, the level has {item.width}"
                 write_status(item, "not applicable", reason)
+    _remove_old_work(config, jobs)
     left = [job for job in jobs if not all(map(is_finished, job.items))]
     items = sum(not is_finished(item) for job in left for item in job.items)
     if not left:
@@ -209,13 +243,15 @@ def _run(config: BenchConfig, jobs: list[Job], d_in: int, verbose: bool) -> None
     needed = check_disk(config, left, d_in)
     label = f"{len(left)} jobs, up to {in_gigabytes(needed)} of disk for caches"
     with tqdm(total=items, desc=label, unit="level", disable=not verbose) as bar:
-        shown = ""
+        shown = time.monotonic()
 
         def progress(ended: int, running: str) -> None:
             nonlocal shown
             bar.update(ended)
-            if running != shown:
-                bar.set_postfix_str(shown := running)
+            bar.set_postfix_str(running, refresh=False)
+            if time.monotonic() - shown > REFRESH_SECONDS:
+                bar.refresh()
+                shown = time.monotonic()
 
         try:
             # L0 and FVU first: what is wrong with model or hook shows before hours of work
@@ -223,89 +259,3 @@ def _run(config: BenchConfig, jobs: list[Job], d_in: int, verbose: bool) -> None
             run_jobs(config, [job for job in left if job.eval != FIDELITY], progress)
         except SetupError as error:
             raise ConfigError(str(error)) from error
-
-
-def compared_metrics(config: BenchConfig) -> list[Metric]:
-    """The metrics of the config's evals, L0 and FVU first."""
-    found = fidelity_metrics()
-    for name, given in config.evals.items():
-        found += metrics_of(name, eval_config(name, given))
-    return found
-
-
-def _write_comparison(config: BenchConfig, outcomes: list[Outcome]) -> str:
-    metrics = compared_metrics(config)
-    versions = f"sae-bench {version('sae-bench')}, sae-lens {version('sae-lens')}"
-    text = markdown(outcomes, metrics, config.baseline, versions)
-    partial = config.output / "results.md.partial"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, config.output / "results.md")
-    write_csv(outcomes, metrics, config.output / "results.csv")
-    write_plots(outcomes, metrics, config.output / "plots")
-    return text
-
-
-def _collect_saebench(config: BenchConfig, jobs: list[Job]) -> None:
-    """SAEBench's own JSON files, named as SAEBench names them, in a folder per eval and seed."""
-    tree = config.output / "saebench"
-    partial = tree.with_name("saebench.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for job in jobs:
-        if job.eval == FIDELITY:
-            continue
-        folder = partial / job.eval / ("no_seed" if job.seed is None else f"seed_{job.seed}")
-        folder.mkdir(parents=True)
-        for item in job.items:
-            result = Path(item.folder, RESULT)
-            if result.exists() and (read_status(item) or {}).get("status") == "done":
-                shutil.copy(result, folder / f"{item.name}_custom_sae_eval_results.json")
-    shutil.rmtree(tree, ignore_errors=True)
-    if partial.exists():
-        os.replace(partial, tree)
-
-
-def _write_run(
-    config: BenchConfig,
-    jobs: list[Job],
-    opened: list[OpenedSAE],
-    model_key: str,
-    data_keys: dict[str, str],
-    seconds: float,
-) -> None:
-    content = {
-        "config": config.model_dump(mode="json"),
-        "versions": {
-            "sae-lens-matryoshka": __version__,
-            "python": platform.python_version(),
-            **package_versions(),
-        },
-        "machine": {
-            "platform": platform.platform(),
-            "cpus": os.cpu_count(),
-            "device": _device_name(config),
-        },
-        "fingerprints": {
-            "model": model_key,
-            "saes": {one.source.name: one.fingerprint for one in opened},
-            "data": data_keys,
-        },
-        "jobs": [_job_record(config, job) for job in jobs],
-        "seconds": round(seconds, 1),
-    }
-    write_json(config.output / "run.json", content)
-
-
-def _job_record(config: BenchConfig, job: Job) -> dict[str, Any]:
-    """Wall time of a job and of its items; what is left is loading, caches and probes."""
-    try:
-        path = config.output / "jobs" / Path(job.work).name / "job.json"
-        wall = json.loads(path.read_text())["seconds"]
-    except FileNotFoundError:
-        wall = 0.0
-    statuses = {item.name: read_status(item) or {} for item in job.items}
-    return {"eval": job.eval, "seed": job.seed, "wall_seconds": wall, "levels": statuses}
-
-
-def _device_name(config: BenchConfig) -> str:
-    device = device_of(config.model)
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

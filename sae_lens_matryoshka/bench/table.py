@@ -57,8 +57,7 @@ def write_csv(outcomes: Sequence[Outcome], metrics: Sequence[Metric], path: Path
     """
     Write every number of the outcomes, one per row; an outcome without numbers has one row too.
 
-    Sorted by first appearance of the SAE, level, measured before published, eval, seed and
-    metric; evals and metrics in the order of `metrics`, the others after them by name. Numbers
+    Sorted by first appearance of the SAE, level, eval, seed and metric; evals and metrics in the order of `metrics`, the others after them by name. Numbers
     have all their digits; no seed is an empty cell.
 
     Args:
@@ -80,10 +79,9 @@ def _sorted(outcomes: Sequence[Outcome], metrics: Sequence[Metric]) -> list[Outc
     saes = list(dict.fromkeys(outcome.sae for outcome in outcomes))
     evals = _ordered({o.eval for o in outcomes}, [FIDELITY, *(m.eval for m in metrics)])
 
-    def place(outcome: Outcome) -> tuple[int, int, bool, int, int]:
+    def place(outcome: Outcome) -> tuple[int, int, int, int]:
         seed = -1 if outcome.seed is None else outcome.seed
-        name = evals.index(outcome.eval)
-        return saes.index(outcome.sae), outcome.level, outcome.published, name, seed
+        return saes.index(outcome.sae), outcome.level, evals.index(outcome.eval), seed
 
     return sorted(outcomes, key=place)
 
@@ -165,7 +163,7 @@ def _baseline_row(rows: Sequence[Row], baseline: str) -> Row:
         raise ValueError(
             f"The baseline {baseline!r} is not among the SAEs: {names}. Name one of them."
         )
-    return max(found, key=lambda row: (row.level, not row.published))
+    return max(found, key=lambda row: row.level)
 
 
 def _differences(

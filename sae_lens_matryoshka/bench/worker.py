@@ -11,35 +11,33 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from sae_lens import SAE
 
 from sae_lens_matryoshka.bench.config import BenchConfig
 from sae_lens_matryoshka.bench.models import check_hook, open_model
 from sae_lens_matryoshka.bench.plan import Item, Job
 from sae_lens_matryoshka.bench.results import (
     CURRENT,
+    RESTART,
     RESULT,
     SETUP_ERROR,
-    is_finished,
+    read_metrics,
     write_json,
     write_status,
 )
-from sae_lens_matryoshka.bench.runners import (
-    RUNNERS,
-    NotMeasurable,
-    Runner,
-    reset_random_state,
-)
+from sae_lens_matryoshka.bench.runner import NotMeasurable, Runner, reset_random_state
+from sae_lens_matryoshka.bench.runners import RUNNERS
 from sae_lens_matryoshka.bench.sources import (
     Level,
     bench_form,
-    chosen_levels,
     cut,
     fingerprint,
     open_sae,
 )
+from sae_lens_matryoshka.sae import copy_of
 
 
 def main() -> None:
@@ -51,78 +49,94 @@ def main() -> None:
 
 
 def run_job(config: BenchConfig, job: Job) -> None:
-    """Open the model, build the caches, measure every item that is not finished."""
-    pending = [item for item in job.items if not item.too_narrow and not is_finished(item)]
-    if not pending:
-        return
-    try:
-        saes = _opened(config, pending)
-        first_item, first = next(saes)
-        runner = _runner(config, job, first)
-    except NotMeasurable as reason:
-        for item in pending:
-            write_status(item, "not measurable", str(reason))
-        return
-    except Exception as error:
-        traceback.print_exc()
-        write_json(Path(job.work, SETUP_ERROR), {"reason": _in_short(error)})
-        sys.exit(1)
-    _measure(job, runner, first_item, first)
-    for item, sae in saes:
-        _measure(job, runner, item, sae)
+    """Open the model, build the caches, measure the job's items."""
+    saes, runner = _SAEs(config), None
+    for number, item in enumerate(job.items):
+        if runner is not None:
+            write_json(Path(job.work, CURRENT), {"folder": item.folder})
+        start = time.monotonic()
+        try:
+            sae = saes.cut(item)
+            runner = runner or _runner(config, job, sae)
+            write_json(Path(job.work, CURRENT), {"folder": item.folder})
+            _measure(job, runner, item, sae, time.monotonic())
+        except NotMeasurable as reason:
+            rest = job.items[number:] if runner is None else [item]
+            for one in rest:
+                write_status(one, "not measurable", str(reason), time.monotonic() - start)
+            if runner is None:
+                return
+        except _SetupError as error:
+            traceback.print_exc()
+            write_json(Path(job.work, SETUP_ERROR), {"reason": str(error)})
+            sys.exit(1)
+        except Exception as error:
+            traceback.print_exc()
+            write_status(item, "failed", _in_short(error), time.monotonic() - start)
+            sys.exit(RESTART)  # nobody knows what state it left behind
 
 
-def _opened(config: BenchConfig, items: list[Item]) -> Iterator[tuple[Item, Any]]:
-    """Each item with its SAE, cut to the level; an SAE with several levels is opened once."""
-    index, whole = -1, None
-    for item in items:
-        source = config.saes[item.sae]
-        if item.sae != index:
-            sae = open_sae(source, config.demo_saes)
-            whole = bench_form(sae, source.name, config.hook_name, config.model.label)
-            chosen_levels(whole, source)
-            if fingerprint(whole) != item.fingerprint:
+class _SetupError(Exception):
+    """Model, hook, data or caches cannot be used, so that no SAE can be measured."""
+
+
+class _SAEs:
+    """The SAEs of the config, one at a time in memory."""
+
+    def __init__(self, config: BenchConfig):
+        self.config = config
+        self.index, self.whole = -1, None
+
+    def cut(self, item: Item) -> SAE[Any]:
+        """The level of an item."""
+        if item.sae != self.index:
+            source = self.config.saes[item.sae]
+            sae = open_sae(source, self.config.demo_saes)
+            sae = bench_form(sae, source.name, self.config.hook_name, self.config.model.label)
+            if fingerprint(sae) != item.fingerprint:
                 raise RuntimeError(f"SAE {source.name!r} changed since the benchmark began.")
-            index = item.sae
-        assert whole is not None
-        yield item, cut(whole, Level(item.level, item.levels, item.width))
+            self.index, self.whole = item.sae, sae
+        assert self.whole is not None
+        return cut(self.whole, Level(item.level, item.levels, item.width))
 
 
-def _runner(config: BenchConfig, job: Job, like: Any) -> Runner:
-    model = open_model(config.model)
-    check_hook(model, config.hook_name, {config.saes[job.items[0].sae].name: like.cfg.d_in})
-    cache = Path(job.work, "cache")
-    runner = RUNNERS[job.eval](config, job, model, like, cache)
-    if not cache.exists():  # a cache that is half built stands under another name
-        partial = cache.with_name("cache.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        runner.cache = partial
-        runner.warm()
-        os.replace(partial, cache)
-        runner.cache = cache
+def _runner(config: BenchConfig, job: Job, like: SAE[Any]) -> Runner:
+    try:
+        model = open_model(config.model)
+        check_hook(model, config.hook_name, {config.saes[job.items[0].sae].name: like.cfg.d_in})
+        cache = Path(job.work, "cache")
+        runner = RUNNERS[job.eval](config, job, model, copy_of(like), cache)
+        if not cache.exists():  # a cache that is half built stands under another name
+            partial = cache.with_name("cache.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            runner.cache = partial
+            runner.warm()
+            os.replace(partial, cache)
+            runner.cache = cache
+    except NotMeasurable:
+        raise
+    except Exception as error:
+        raise _SetupError(_in_short(error)) from error
     return runner
 
 
-def _measure(job: Job, runner: Runner, item: Item, sae: Any) -> None:
-    write_json(Path(job.work, CURRENT), {"folder": item.folder})
+def _measure(job: Job, runner: Runner, item: Item, sae: SAE[Any], start: float) -> None:
     scratch = Path(job.work, "scratch")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    start = time.monotonic()
-    try:
-        reset_random_state(runner.seed)
-        runner.run(sae, item.name, scratch)
-        [result] = scratch.rglob("*_eval_results.json")
-        Path(item.folder).mkdir(parents=True, exist_ok=True)
-        shutil.copy(result, Path(item.folder, f"{RESULT}.partial"))
-        os.replace(Path(item.folder, f"{RESULT}.partial"), Path(item.folder, RESULT))
-        write_status(item, "done", seconds=time.monotonic() - start)
-    except NotMeasurable as reason:
-        write_status(item, "not measurable", str(reason), time.monotonic() - start)
-    except Exception as error:
-        traceback.print_exc()
-        write_status(item, "failed", _in_short(error), time.monotonic() - start)
+    reset_random_state(runner.seed)
+    runner.run(sae, item.name, scratch)
+    results = list(scratch.rglob("*_eval_results.json"))
+    if len(results) != 1 or not read_metrics(results[0])[0]:
+        raise RuntimeError(
+            f"SAEBench gave no result; what it printed is in the log of {job.label}."
+        )
+    Path(item.folder).mkdir(parents=True, exist_ok=True)
+    unfinished = Path(item.folder, f"{RESULT}.partial")
+    shutil.copy(results[0], unfinished)
+    os.replace(unfinished, Path(item.folder, RESULT))
+    write_status(item, "done", seconds=time.monotonic() - start)
 
 
 def _in_short(error: Exception) -> str:

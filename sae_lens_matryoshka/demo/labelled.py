@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from .biographies import GENDERS, PROFESSIONS, biography
 from .product_reviews import CATEGORIES, RATINGS, product_sentences
-from .text import OPENING, _decompress, data_folder, texts
+from .text import OPENING, data_folder, decompress, texts
 
 Part = Literal["train", "test"]
 Row = dict[str, Any]
@@ -200,7 +200,7 @@ def _cut(review: str) -> list[str]:
 
 def _real_texts(name: str) -> list[tuple[str, str]]:
     """Return text and target of one data set of sae_probes, near-copies left out."""
-    content = _decompress(data_folder() / f"{name}.csv.zst")
+    content = decompress(data_folder() / f"{name}.csv.zst")
     by_opening: dict[str, tuple[str, str]] = {}
     for row in csv.DictReader(io.StringIO(content, newline="")):
         text = row["prompt"].strip()

@@ -138,11 +138,11 @@ def _prompts(folder: Path, without: Sequence[str]) -> Iterator[str]:
     for path in paths:
         if any(part in path.name for part in without):
             continue
-        for row in csv.DictReader(io.StringIO(_decompress(path), newline="")):
+        for row in csv.DictReader(io.StringIO(decompress(path), newline="")):
             yield row["prompt"].strip()
 
 
-def _decompress(path: Path) -> str:
+def decompress(path: Path) -> str:
     try:
         import zstandard
     except ImportError as error:

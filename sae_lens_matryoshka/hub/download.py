@@ -1,4 +1,4 @@
-"""Bring an SAE's folder from the Hub onto this machine."""
+"""Bring an SAE's folder from the Hub onto this machine; ask which version of a data set it holds."""
 
 from pathlib import Path
 
@@ -32,3 +32,22 @@ def download_sae(repo_id: str, sae_id: str, revision: str | None = None) -> Path
             f"{repo_id}{at} holds no SAE {sae_id!r}: there is no cfg.json in it."
         )
     return path
+
+
+def data_set_commit(name: str) -> str:
+    """
+    The commit that the Hub's data set is at.
+
+    Args:
+        name: The data set, "user/name".
+
+    Raises:
+        ValueError: The Hub does not say.
+        OSError: It cannot be reached, or has no such data set.
+    """
+    from huggingface_hub import HfApi
+
+    commit = HfApi().dataset_info(name).sha
+    if not commit:
+        raise ValueError(f"The Hub does not say which version of {name} it holds.")
+    return commit

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ["JAXTYPING_DISABLE"] = "1"
 
@@ -36,6 +37,12 @@ def open_model(folder: str) -> HookedTransformer:
 
 def main() -> None:
     name, fields, sae, model_folder, warming = sys.argv[1:]
+    given = json.loads(Path(fields).read_text())
+    model = open_model(model_folder)
+    if name == "core":
+        return core(model, given, sae)
+    if name == "sae_probes":
+        return sae_probes(model, given, sae)
     if name == "sparse_probing":
         from sae_bench.evals.sparse_probing import main as module
         from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig as Config
@@ -46,22 +53,63 @@ def main() -> None:
         from sae_bench.evals.scr_and_tpp.eval_config import ScrAndTppEvalConfig as Config
 
         extra = {"perform_scr": name == "scr"}
-    model = open_model(model_folder)
-
-    class Given:
-        from_pretrained_no_processing = staticmethod(lambda *_, **__: model)
-
-    module.HookedTransformer = Given
+    module.HookedTransformer = given_model(model)
     config = Config(
         model_name="demo",
         random_seed=0,
         llm_dtype="float32",
         llm_batch_size=32,
         **extra,
-        **json.loads(Path(fields).read_text()),
+        **given,
     )
     for label, folder in (("warming", warming), ("compared", sae)):
         module.run_eval(config, [(label, SAE.load_from_disk(folder))], "cpu", "out")
+    keep_result()
+
+
+def core(model: HookedTransformer, given: dict[str, Any], sae: str) -> None:
+    from sae_bench.evals.core import main as module
+
+    module.HookedTransformer = given_model(model)
+    compared = [("compared", SAE.load_from_disk(sae))]
+    module.multiple_evals(
+        compared,
+        given["n_eval_reconstruction_batches"],
+        given["n_eval_sparsity_variance_batches"],
+        16,
+        dataset=given["dataset"],
+        output_folder="out",
+        device="cpu",
+    )
+    keep_result()
+
+
+def sae_probes(model: HookedTransformer, given: dict[str, Any], sae: str) -> None:
+    """sae-probes itself, without SAEBench around it."""
+    from sae_probes import run_sae_evals
+    from sae_probes.generate_model_activations import ensure_dataset_activations
+
+    names, hook = given["dataset_names"], "blocks.1.hook_resid_post"
+    ensure_dataset_activations("m", names, [hook], "acts", "cpu", 512, model=model)
+    run_sae_evals(SAE.load_from_disk(sae), "m", hook, "l1", "normal", ks=given["ks"], seed=0,
+        results_path="probes", model_cache_path="acts", datasets=names, device="cpu")  # fmt: skip
+    [path] = Path("probes").rglob("*.json")
+    entries = json.loads(path.read_text())
+    metrics = {f"sae_top_{e['k']}_{m}": e[n] for e in entries for m, n in MEASURES.items()}
+    Path("result.json").write_text(json.dumps({"eval_result_metrics": {"sae": metrics}}))
+
+
+MEASURES = {"test_accuracy": "test_acc", "test_auc": "test_auc", "test_f1": "test_f1"}
+
+
+def given_model(model: HookedTransformer) -> type:
+    class Given:
+        from_pretrained_no_processing = staticmethod(lambda *_, **__: model)
+
+    return Given
+
+
+def keep_result() -> None:
     [result] = Path("out").rglob("compared*.json")
     Path("result.json").write_text(result.read_text())
 

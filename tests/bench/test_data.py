@@ -78,6 +78,33 @@ def test_a_broken_file_is_named(folder: Path):
         check_local(folder, NEWS)
 
 
+def test_hub_data_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch):
+    from types import SimpleNamespace
+
+    import huggingface_hub
+
+    commits = {"Helsinki-NLP/europarl": "abc", "codeparrot/github-code": "def", "a/b": None}
+    monkeypatch.setattr(
+        huggingface_hub.HfApi,
+        "dataset_info",
+        lambda _, name: SimpleNamespace(sha=commits[name]),
+    )
+    both = data_fingerprint(None, ["Helsinki-NLP/europarl", "codeparrot/github-code"])
+    commits["codeparrot/github-code"] = "other"
+    assert both != data_fingerprint(None, ["Helsinki-NLP/europarl", "codeparrot/github-code"])
+    with pytest.raises(ValueError, match="does not say which version of a/b"):
+        data_fingerprint(None, ["a/b"])
+
+
+def test_a_moved_folder_is_found_again(folder: Path, tmp_path: Path):
+    working = tmp_path / "cwd"
+    working.mkdir()
+    link_data(folder, working)
+    moved = folder.rename(tmp_path / "moved")
+    link_data(moved, working)
+    assert (working / NEWS / "train.parquet").exists()
+
+
 def test_a_fingerprint_follows_the_rows_that_are_read(folder: Path):
     before = data_fingerprint(folder, [NEWS])
     assert before == data_fingerprint(folder, [NEWS])
@@ -85,6 +112,9 @@ def test_a_fingerprint_follows_the_rows_that_are_read(folder: Path):
     other = folder / "LabHC/bias_in_bios/train.parquet"
     pd.read_parquet(other)[:-1].to_parquet(other)
     assert before == data_fingerprint(folder, [NEWS])
+    (folder / NEWS / "README.md").write_text("configs: ...")
+    assert before != data_fingerprint(folder, [NEWS])
+    before = data_fingerprint(folder, [NEWS])
     train = folder / NEWS / "train.parquet"
     pd.read_parquet(train)[:-1].to_parquet(train)
     assert before != data_fingerprint(folder, [NEWS])

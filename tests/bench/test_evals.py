@@ -48,6 +48,7 @@ def test_defaults_are_saebenchs_own(name: str):
         ("tpp", {"probe_epochs": "many"}, "probe_epochs: .*valid integer.*'many'"),
         ("sae_probes", {"dataset_names": ["161_agnews"]}, "161_agnews_0"),
         ("sae_probes", {"setting": "scarcity"}, "'normal' only"),
+        ("sae_probes", {"binarize": True}, "would report no number"),
         ("sae_probes", {"results_path": "x"}, "is set by output"),
         ("core", {"compute_kl": True}, "always computes all"),
     ],

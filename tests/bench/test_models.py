@@ -8,7 +8,12 @@ import torch
 from bench_helpers import HOOK
 
 from sae_lens_matryoshka.bench.config import ModelSource
-from sae_lens_matryoshka.bench.models import check_hook, model_fingerprint, open_model
+from sae_lens_matryoshka.bench.models import (
+    check_hook,
+    check_same_model,
+    model_fingerprint,
+    open_model,
+)
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.demo.model import MODEL_FOLDER
 
@@ -26,6 +31,36 @@ def test_a_folder_is_the_same_model_as_the_demo(folder: Path):
     assert torch.equal(demo(tokens), local(tokens))
     assert local.cfg.model_name == "llama-gemma"
     assert str(folder) not in repr(local.cfg)
+
+
+def test_a_folder_can_be_told_to_start_with_bos(folder: Path):
+    tokens = [
+        open_model(ModelSource(folder=folder, prepend_bos=bos)).to_tokens(" a")[0].tolist()
+        for bos in (True, False, None)
+    ]
+    assert tokens[0] == [0, *tokens[1]]
+    assert tokens[2] == tokens[1]  # what TransformerLens assumes of this architecture
+
+
+def test_temporary_folders_of_telling_names_do_not_matter(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import tempfile
+
+    expected = open_model(ModelSource(folder=folder)).cfg
+    scratch = tmp_path / "llama"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    assert open_model(ModelSource(folder=folder)).cfg == expected
+
+
+def test_an_sae_of_another_model_is_refused():
+    source = ModelSource(name="pythia-160m-deduped")
+    check_same_model(source, "EleutherAI/pythia-160m-deduped", "a")
+    check_same_model(source, "my-own-model", "a")
+    check_same_model(source, None, "a")
+    with pytest.raises(ConfigError, match="'a' was trained on gpt2, but the model is pythia-160m"):
+        check_same_model(source, "gpt2", "a")
 
 
 def test_data_types_are_those_asked_for(folder: Path):

@@ -129,6 +129,9 @@ def test_a_fingerprint_is_of_what_is_computed():
     changed = copy_of(sae)
     changed.threshold.data[0] += 1e-6
     assert fingerprint(sae) != fingerprint(changed)
+    without_bos = copy_of(sae)
+    without_bos.cfg.metadata.prepend_bos = False
+    assert fingerprint(sae) != fingerprint(without_bos)
     decoded = copy_of(sae)
     decoded.cfg.apply_b_dec_to_input = not sae.cfg.apply_b_dec_to_input
     assert fingerprint(sae) != fingerprint(decoded)

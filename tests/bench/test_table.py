@@ -247,22 +247,6 @@ def test_published_baseline_is_held_fixed_and_marked():
     assert "## Difference to paper (published)" in text
 
 
-def test_published_results_take_the_l0_that_was_measured_of_the_same_sae():
-    outcomes = [
-        fidelity("paper", 0, 12.34, 0.3),
-        outcome("paper", 0, "absorption", metrics={"fraction": 0.25}, published=True),
-    ]
-    [table] = tables(markdown(outcomes, METRICS, None, ""))
-    assert [(row["SAE"], row["L0"]) for row in table] == [("paper (published)", "12.3")]
-
-
-def test_measured_and_published_results_of_one_sae_are_two_rows():
-    published = outcome("flat", 0, "absorption", metrics={"fraction": 0.3}, published=True)
-    table, rows = tables(markdown([*two_saes(), published], METRICS, "flat", ""))
-    assert [row["SAE"] for row in table[:2]] == ["flat", "flat (published)"]
-    assert numbers(rows[0]["absorption fraction ↓"])[0] == 0.07  # less what was measured here
-
-
 def test_unknown_baseline_is_refused_with_the_names():
     with pytest.raises(ValueError, match="'flatt' is not among the SAEs: flat, nested"):
         markdown(two_saes(), METRICS, "flatt", "")
@@ -285,7 +269,7 @@ def test_csv_holds_every_number_to_the_last_digit(tmp_path: Path):
     outcomes = [
         outcome("nested", 2, "probing", 4, metrics={"zzz": math.nan, "accuracy": value}, seconds=2),
         outcome("nested", 0, "probing", 4, status="failed", reason='no "text",\nat all'),
-        outcome("flat", 0, "absorption", metrics={"fraction": 1}, published=True),
+        outcome("paper", 0, "absorption", metrics={"fraction": 1}, published=True),
     ]
     path = tmp_path / "new" / "outcomes.csv"
     write_csv(outcomes, METRICS, path)

@@ -1,0 +1,112 @@
+"""What a benchmark leaves in its output folder: table, CSV, plots, SAEBench's own files, run.json."""
+
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_lens_matryoshka import __version__
+from sae_lens_matryoshka.bench.config import BenchConfig
+from sae_lens_matryoshka.bench.evals import eval_config, fidelity_metrics, metrics_of
+from sae_lens_matryoshka.bench.models import device_of
+from sae_lens_matryoshka.bench.outcome import FIDELITY, Metric, Outcome
+from sae_lens_matryoshka.bench.plan import Job, OpenedSAE, package_versions
+from sae_lens_matryoshka.bench.plots import write_plots
+from sae_lens_matryoshka.bench.results import RESULT, other_settings, read_status, write_json
+from sae_lens_matryoshka.bench.table import markdown, write_csv
+from sae_lens_matryoshka.checkpoint import whole_files
+
+
+def compared_metrics(config: BenchConfig) -> list[Metric]:
+    """The metrics of the config's evals, L0 and FVU first."""
+    found = fidelity_metrics()
+    for name, given in config.evals.items():
+        found += metrics_of(name, eval_config(name, given))
+    return found
+
+
+def write_comparison(config: BenchConfig, outcomes: list[Outcome], jobs: list[Job]) -> str:
+    """Write results.md, results.csv and plots; returns the table."""
+    metrics = compared_metrics(config)
+    versions = f"sae-bench {version('sae-bench')}, sae-lens {version('sae-lens')}"
+    text = markdown(outcomes, metrics, config.baseline, versions)
+    if note := other_settings(config, jobs):
+        text += f"\n{note}"
+    with whole_files(config.output) as staging:
+        (staging / "results.md").write_text(text, encoding="utf-8")
+    write_csv(outcomes, metrics, config.output / "results.csv")
+    shutil.rmtree(config.output / "plots", ignore_errors=True)  # no picture of another config
+    write_plots(outcomes, metrics, config.output / "plots")
+    return text
+
+
+def collect_saebench(config: BenchConfig, jobs: list[Job]) -> None:
+    """SAEBench's own JSON files, named as SAEBench names them, in a folder per eval and seed."""
+    tree = config.output / "saebench"
+    unfinished = tree.with_name("saebench.partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for job in jobs:
+        if job.eval == FIDELITY:
+            continue
+        folder = unfinished / job.eval / ("no_seed" if job.seed is None else f"seed_{job.seed}")
+        folder.mkdir(parents=True)
+        for item in job.items:
+            result = Path(item.folder, RESULT)
+            if result.exists() and (read_status(item) or {}).get("status") == "done":
+                shutil.copy(result, folder / f"{item.name}_custom_sae_eval_results.json")
+    shutil.rmtree(tree, ignore_errors=True)
+    if unfinished.exists():
+        os.replace(unfinished, tree)
+
+
+def write_run(
+    config: BenchConfig,
+    jobs: list[Job],
+    opened: list[OpenedSAE],
+    model_key: str,
+    data_keys: dict[str, str],
+    seconds: float,
+) -> None:
+    """Write run.json: everything that decides the numbers, and how long they took."""
+    content = {
+        "config": config.model_dump(mode="json"),
+        "versions": {
+            "sae-lens-matryoshka": __version__,
+            "python": platform.python_version(),
+            **package_versions(),
+        },
+        "machine": {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "device": _device_name(config),
+        },
+        "fingerprints": {
+            "model": model_key,
+            "saes": {one.source.name: one.fingerprint for one in opened},
+            "data": data_keys,
+        },
+        "jobs": [_job_record(config, job) for job in jobs],
+        "seconds": round(seconds, 1),
+    }
+    write_json(config.output / "run.json", content)
+
+
+def _job_record(config: BenchConfig, job: Job) -> dict[str, Any]:
+    """Wall time of a job and of its items; what is left is loading, caches and probes."""
+    try:
+        path = config.output / "jobs" / Path(job.work).name / "job.json"
+        wall = json.loads(path.read_text())["seconds"]
+    except FileNotFoundError:
+        wall = 0.0
+    statuses = {item.name: read_status(item) or {} for item in job.items}
+    return {"eval": job.eval, "seed": job.seed, "wall_seconds": wall, "levels": statuses}
+
+
+def _device_name(config: BenchConfig) -> str:
+    device = device_of(config.model)
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
