@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, TypeGuard, cast, get_args
 
 from pydantic import (
     AfterValidator,
@@ -278,16 +278,17 @@ def with_setting(settings: dict[str, Any], key: str, value: Any, source: str) ->
         ConfigError: The key leads through something that has no keys.
     """
     first, _, rest = key.partition(".")
-    copied: Any = list(settings) if isinstance(settings, list) else dict(settings)
+    is_list = isinstance(settings, list)
+    copied = cast(dict[Any, Any], list(settings) if is_list else dict(settings))
     place: Any = first
-    if isinstance(copied, list):
+    if is_list:
         if not first.isdigit() or int(first) >= len(copied):
             raise ConfigError(f"{source}: {first!r} is no entry of a list of {len(copied)}.")
         place = int(first)
     if not rest:
         copied[place] = value
         return copied
-    inner = copied[place] if isinstance(copied, list) else copied.get(place)
+    inner = copied[place] if is_list else copied.get(place)
     inner = {} if inner is None else inner
     if not isinstance(inner, dict | list):
         raise ConfigError(
@@ -326,5 +327,5 @@ def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def _is_model(candidate: Any) -> bool:
+def _is_model(candidate: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(candidate, type) and issubclass(candidate, BaseModel)

@@ -105,8 +105,9 @@ def run(
     with _locked(config.output):
         model_key = model_fingerprint(config.model)
         _prepare_demo(config)
-        for name in needed_data(config) if config.data_folder else []:
-            check_local(config.data_folder, name)
+        if config.data_folder is not None:
+            for name in needed_data(config):
+                check_local(config.data_folder, name)
         opened, d_in = _open_saes(config)
         data_keys = _data_keys(config)
         jobs = make_jobs(config, opened, model_key, data_keys)

@@ -44,7 +44,9 @@ def main() -> None:
     """Run the job that the file describes."""
     _die_with_the_parent()
     spec = json.loads(Path(sys.argv[1]).read_text())
-    job = Job(**{**spec["job"], "items": [Item(**item) for item in spec["job"]["items"]]})
+    fields: dict[str, Any] = spec["job"]
+    fields["items"] = [Item(**item) for item in fields["items"]]
+    job = Job(**fields)
     run_job(BenchConfig.model_validate(spec["config"]), job)
 
 

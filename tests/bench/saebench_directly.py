@@ -39,10 +39,9 @@ def main() -> None:
     name, fields, sae, model_folder, warming = sys.argv[1:]
     given = json.loads(Path(fields).read_text())
     model = open_model(model_folder)
-    if name == "core":
-        return core(model, given, sae)
-    if name == "sae_probes":
-        return sae_probes(model, given, sae)
+    if name in ALONE:
+        ALONE[name](model, given, sae)
+        return
     if name == "sparse_probing":
         from sae_bench.evals.sparse_probing import main as module
         from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig as Config
@@ -99,6 +98,7 @@ def sae_probes(model: HookedTransformer, given: dict[str, Any], sae: str) -> Non
     Path("result.json").write_text(json.dumps({"eval_result_metrics": {"sae": metrics}}))
 
 
+ALONE = {"core": core, "sae_probes": sae_probes}
 MEASURES = {"test_accuracy": "test_acc", "test_auc": "test_auc", "test_f1": "test_f1"}
 
 

@@ -43,7 +43,14 @@ EVALS: dict[str, dict[str, Any]] = {
         "n_values": [2, 20],
         "column1_vals_lookup": {BIOS: [["professor", "nurse"]]},
     },
+    "sae_probes": {"dataset_names": ["96_spam_is"], "ks": [1, 5]},
+    "core": {
+        "dataset": "demo/heldout_text",
+        "n_eval_reconstruction_batches": 1,
+        "n_eval_sparsity_variance_batches": 1,
+    },
 }
+BIOGRAPHIES = ("sparse_probing", "tpp", "scr")
 ABSORPTION = {"max_k_value": 2, "precalc_k_sparse_probe_sae_acts": True}
 KEY = {
     "sparse_probing": "sae_top_5_test_accuracy",
@@ -132,24 +139,20 @@ def test_the_numbers_are_saebenchs_own(
     assert done.returncode == 0, done.stderr[-2000:]
     direct = json.loads((tmp_path / "result.json").read_text())["eval_result_metrics"]
     expected = {k: v for category in direct.values() for k, v in category.items() if v is not None}
-    ours = found(report, "nested", 2, name).metrics
+    ours = found(report, "nested", 2, name, None if name == "core" else 0).metrics
     assert len(expected) >= 4
-    assert ours == pytest.approx(expected, abs=1e-6)
+    # nan: neither side has a number where core wrote -1
+    shared = {key: math.nan if name == "core" and v == -1 else v for key, v in expected.items()}
+    assert {key: ours[key] for key in shared} == pytest.approx(shared, abs=1e-6, nan_ok=True)
 
 
 @pytest.mark.slow
 def test_everything_is_measured(report: BenchReport):
     assert not report.failed
-    for name, fields in EVALS.items():
+    assert {o.status for o in report.outcomes} == {"done", "not applicable"}
+    for name in ("tpp", "scr"):
         level = found(report, "nested", 0, name)
-        if name == "sparse_probing":
-            assert level.status == "done"
-        else:
-            assert level.status == "not applicable"
-            assert (
-                level.reason == f"{name} needs {max(fields['n_values'])} latents, the level has 16"
-            )
-        assert found(report, "nested", 2, name).status == "done"
+        assert level.reason == f"{name} needs 20 latents, the level has 16"
     for level in range(3):
         fidelity = found(report, "nested", level, "fidelity", None).metrics
         assert 0 < fidelity["l0"] <= WIDTHS[level]
@@ -158,7 +161,7 @@ def test_everything_is_measured(report: BenchReport):
 
 @pytest.mark.slow
 def test_a_rescaled_sae_scores_the_same(report: BenchReport):
-    for name in EVALS:
+    for name in BIOGRAPHIES:
         original = found(report, "nested", 2, name).metrics
         assert found(report, "rescaled", 2, name).metrics == pytest.approx(original, abs=0.011)
         assert any(abs(value) > 0.02 for value in original.values())
@@ -167,8 +170,10 @@ def test_a_rescaled_sae_scores_the_same(report: BenchReport):
 @pytest.mark.slow
 def test_a_level_scores_as_the_sae_cut_by_hand(report: BenchReport):
     for name in EVALS:
-        by_hand = found(report, "by_hand", 0, name).metrics
-        assert found(report, "nested", 1, name).metrics == by_hand
+        seed = None if name == "core" else 0
+        by_hand = found(report, "by_hand", 0, name, seed).metrics
+        assert by_hand
+        assert found(report, "nested", 1, name, seed).metrics == by_hand
 
 
 @pytest.mark.slow
@@ -183,7 +188,7 @@ def test_a_random_sae_does_not_shine(report: BenchReport):
 @pytest.mark.slow
 def test_what_comes_out(report: BenchReport, folder: Path):
     output = folder / "out"
-    for name in EVALS:
+    for name in BIOGRAPHIES:
         trees = sorted(path.name for path in (output / "saebench" / name / "seed_0").iterdir())
         assert "nested__level_2_width_160_custom_sae_eval_results.json" in trees
         content = json.loads((output / "saebench" / name / "seed_0" / trees[0]).read_text())
@@ -211,8 +216,6 @@ def test_nothing_is_run_twice_and_the_callers_things_stay(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    import sae_bench
-
     monkeypatch.chdir(tmp_path)
     before = rows(folder / "out")
     start = time.monotonic()
@@ -221,7 +224,8 @@ def test_nothing_is_run_twice_and_the_callers_things_stay(
     assert rows(folder / "out") == before
     assert again.markdown == report.markdown
     assert not list(tmp_path.iterdir())
-    assert not list(Path(sae_bench.__file__).parent.rglob("artifacts"))
+    some = run(base(folder, data_folder, saes, baseline="by_hand"), only=["tpp"], verbose=False)
+    assert some.markdown == report.markdown  # what is finished of the others is shown
 
 
 @pytest.mark.slow
@@ -272,9 +276,12 @@ def test_a_killed_suite_goes_on_to_the_same_table(
     process.wait()
     time.sleep(2)  # its worker notices
     assert not list(output.glob("jobs/tpp*/nested__level_2*/status.json"))
+    [kept] = output.glob("jobs/tpp*/nested__level_1*/status.json")
+    written = kept.stat().st_mtime_ns
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert rows(output) == rows(folder / "whole")
+    assert kept.stat().st_mtime_ns == written  # what was finished was not run again
     assert (output / "results.md").read_text() in done.stdout
 
 
@@ -291,8 +298,11 @@ def test_a_killed_worker_is_reported_and_the_rest_goes_on(
         stdout=subprocess.PIPE,
         text=True,
     )
-    report = run(settings, verbose=False)
-    assert watcher.communicate(timeout=60)[0].strip() == "killed"
+    try:
+        report = run(settings, verbose=False)
+        assert watcher.communicate(timeout=10)[0].strip() == "killed"
+    finally:
+        watcher.kill()
     broken = found(report, "nested", 0, "sparse_probing")
     assert broken.status == "failed"
     assert broken.reason.startswith("the process was killed by SIGKILL; the log ends: ")
@@ -345,17 +355,23 @@ def test_absorption_that_is_built_in_is_seen(folder: Path, data_folder: Path):
 
 
 @pytest.mark.slow
-def test_absorption_is_the_same_twice(folder: Path, data_folder: Path, saes: dict[str, Any]):
-    settings = base(folder, data_folder, {"nested": saes["nested"]}, jobs=1)
+def test_absorption_is_the_same_twice_and_follows_its_seed(
+    folder: Path, data_folder: Path, saes: dict[str, Any]
+):
+    import sae_bench
+
+    settings = base(folder, data_folder, {"nested": saes["nested"]})
     settings["evals"] = {"absorption": ABSORPTION}
     settings["saes"][0]["levels"] = [1]
-    results = []
-    for output in ("absorption-a", "absorption-b"):
-        report = run({**settings, "output": str(folder / output)}, verbose=False)
-        assert not report.failed
-        results.append(found(report, "nested", 1, "absorption"))
+    a = run({**settings, "output": str(folder / "absorption-a")}, verbose=False)
+    both = {**settings, "output": str(folder / "absorption-b"), "seeds": [0, 1]}
+    b = run(both, verbose=False)
+    assert not a.failed + b.failed
+    results = [found(report, "nested", 1, "absorption") for report in (a, b)]
     assert results[0].metrics == results[1].metrics
     assert results[0].details == results[1].details
+    assert found(b, "nested", 1, "absorption", 1).metrics != results[0].metrics
+    assert not list(Path(sae_bench.__file__).parent.rglob("artifacts"))
     assert len(results[0].details) >= 20
     assert 0 < results[0].metrics[KEY["absorption"]] < 1
     path = next((folder / "absorption-a").glob("saebench/absorption/seed_0/*.json"))
