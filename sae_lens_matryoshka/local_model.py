@@ -1,7 +1,10 @@
 """Open a language model from a local folder for TransformerLens, which knows Hub names only."""
 
+import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -58,16 +61,13 @@ def open_local_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    with TemporaryDirectory() as scratch:
-        # TransformerLens takes "llama" or "gemma" anywhere in a path for the architecture, and the
-        # path's end for the model's name: give it a neutral one
-        neutral = Path(scratch) / "model"
-        neutral.mkdir()
-        shutil.copy(folder / "config.json", neutral)
+    # TransformerLens takes "llama" or "gemma" anywhere in a path for the architecture, and the path's end
+    # for the model's name: give it a neutral one, relative to a working folder of its own
+    with _working_folder_with(folder / "config.json", "model") as neutral:
         cfg = get_pretrained_model_config(
-            str(neutral), device=device, dtype=dtype, default_prepend_bos=prepend_bos
+            neutral, device=device, dtype=dtype, default_prepend_bos=prepend_bos
         )
-        state = get_pretrained_state_dict(str(neutral), cfg, hf_model=hf_model, dtype=dtype)
+        state = get_pretrained_state_dict(neutral, cfg, hf_model=hf_model, dtype=dtype)
     cfg.model_name = cfg.tokenizer_name = name
     with warnings.catch_warnings():
         # SAELens 6 needs the class that TransformerLens 3 calls deprecated
@@ -83,3 +83,17 @@ def open_local_model(
     assert model.tokenizer is not None
     model.tokenizer.name_or_path = name  # the path again, see above
     return model
+
+
+@contextmanager
+def _working_folder_with(file: Path, name: str) -> Iterator[str]:
+    """Work in an empty folder where a folder of that name holds a copy of the file."""
+    before = os.getcwd()
+    with TemporaryDirectory() as scratch:
+        Path(scratch, name).mkdir()
+        shutil.copy(file, Path(scratch, name))
+        os.chdir(scratch)
+        try:
+            yield name
+        finally:
+            os.chdir(before)

@@ -76,6 +76,8 @@ def core(model: HookedTransformer, given: dict[str, Any], sae: str) -> None:
         given["n_eval_reconstruction_batches"],
         given["n_eval_sparsity_variance_batches"],
         16,
+        compute_featurewise_density_statistics=True,
+        compute_featurewise_weight_based_metrics=True,
         dataset=given["dataset"],
         output_folder="out",
         device="cpu",

@@ -75,7 +75,9 @@ def test_what_decides_nothing_keeps_the_folder(settings: dict[str, Any]):
 def test_absorption_on_another_hook_is_refused(settings: dict[str, Any]):
     for hook in ("blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out"):
         config = checked_config({**settings, "evals": EVALS, "hook_name": hook})
-        with pytest.raises(ConfigError, match=r"SAEBench reads blocks.1.hook_resid_post whatever"):
+        with pytest.raises(
+            ConfigError, match="SAEBench reads hook_resid_post of the SAE's layer whatever"
+        ):
             check_evals(config)
     check_evals(
         checked_config({**settings, "evals": {"tpp": {}}, "hook_name": "blocks.1.hook_mlp_out"})
