@@ -185,7 +185,11 @@ def bench(
         settings = read_mapping(config)
         given = [parse_override(override) for override in overrides or []]
         _load_sae_lens()
-        report = _run_bench(settings, given, only, str(config))
+        try:
+            report = _run_bench(settings, given, only, str(config))
+        except KeyboardInterrupt:
+            typer.echo("What is finished is kept; the same command goes on from there.", err=True)
+            raise
         typer.echo(report.markdown)
         typer.echo(
             f"Everything is in {report.folder}: results.md, results.csv, plots, saebench, run.json"

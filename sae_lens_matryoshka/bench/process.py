@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -81,7 +82,8 @@ def run_jobs(config: BenchConfig, jobs: list[Job], progress: Callable[[int, str]
             to_end = now_open
     finally:
         for one in running:
-            os.killpg(one.process.pid, signal.SIGKILL)  # with whatever it started
+            with suppress(ProcessLookupError):  # it has just ended
+                os.killpg(one.process.pid, signal.SIGKILL)  # with whatever it started
             one.process.wait()
 
 
