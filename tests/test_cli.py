@@ -177,7 +177,10 @@ def test_list_flags(capfd: pytest.CaptureFixture[str]):
 @pytest.mark.skipif(find_spec("sae_bench") is not None, reason="the extra [bench] is installed")
 def test_bench_without_its_extra_says_what_to_install(tmp_path: Path):
     path = tmp_path / "bench.yaml"
-    path.write_text("hook_name: x\n")
+    path.write_text(
+        "{model: {name: demo}, hook_name: blocks.1.hook_resid_post, text: {dataset: a/b}, "
+        f"saes: [{{name: a, folder: b}}], evals: {{core: }}, output: {tmp_path / 'out'}}}"
+    )
     result = invoke("bench", path)
     assert result.exit_code == 1
     assert 'pip install "sae-lens-matryoshka[bench]"' in " ".join(result.output.split())
