@@ -362,7 +362,8 @@ while True:
                     line = entry.read_bytes()
                 except OSError:
                     continue
-                if b"bench.worker" in line and str(output).encode() in line:
+                words = line.split(bytes(1))  # this script's own text names the worker as well
+                if b"sae_lens_matryoshka.bench.worker" in words and str(output).encode() in line:
                     os.kill(int(entry.parent.name), signal.SIGKILL)
                     print("killed")
                     sys.exit()
