@@ -11,7 +11,8 @@ from sae_lens.saes.sae import SAE, SAEMetadata, TrainingSAE
 from sae_lens.saes.standard_sae import StandardSAE
 from sae_lens.saes.topk_sae import TopKSAE
 
-from sae_lens_matryoshka import engine
+from sae_lens_matryoshka import engine, level_results
+from sae_lens_matryoshka.checkpoint import whole_files
 from sae_lens_matryoshka.config import resolve_widths
 from sae_lens_matryoshka.nested_sae import is_hooked
 
@@ -62,9 +63,7 @@ class MatryoshkaSAE:
         """
         if isinstance(sae, TrainingSAE):
             sae = inference_form(sae)
-        if widths is None:
-            details = sae.cfg.metadata.training_architecture_details or {}
-            widths = details.get("matryoshka_widths")
+        widths = widths or named_widths(sae.cfg.metadata)
         if widths is None:
             raise ValueError(
                 f"This {sae.cfg.architecture()} SAE's metadata holds no matryoshka_widths, so its "
@@ -105,8 +104,44 @@ class MatryoshkaSAE:
     def save(self, path: str | Path) -> None:
         """Write the stock SAE with its levels in the metadata, for `SAE.load_from_disk`."""
         sae = copy_of(self.sae)
-        _write_widths(sae.cfg.metadata, self.widths)
-        sae.save_model(path)
+        write_widths(sae.cfg.metadata, self.widths)
+        with whole_files(Path(path)) as staging:
+            sae.save_model(staging)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        sae_id: str | None = None,
+        revision: str | None = None,
+        force_download: bool = False,
+        device: str = "cpu",
+        dtype: str = "float32",
+        widths: Sequence[int] | None = None,
+    ) -> "MatryoshkaSAE":
+        """
+        Open a published SAE: this package's, or one of SAELens's `matryoshka_batchtopk`.
+
+        Args:
+            repo_id: A Hub repo "user/name", a release name of SAELens, or a local folder.
+            sae_id: The SAE's id in it, its folder. Only a local folder may do without.
+            revision: Branch, tag or commit of the repo. None: its main branch. SAELens has no such choice.
+            force_download: Whether to download files again that are in the Hub's cache.
+            device: Where to put the weights.
+            dtype: Data type of the weights.
+            widths: Nested widths. None: those in the metadata, or in the runner's configuration that
+                was published beside it.
+
+        Raises:
+            FileNotFoundError: There is no such SAE.
+            ValueError: Nothing names the widths and none are given, or an argument has no effect.
+        """
+        from sae_lens_matryoshka.hub.load import load_published
+
+        sae, published_widths = load_published(
+            repo_id, sae_id, revision, force_download, device, dtype
+        )
+        return cls.from_sae(sae, widths or published_widths)
 
     # ---- levels
 
@@ -153,9 +188,10 @@ class MatryoshkaSAE:
         self._require_levels_stand_alone()
         cut = copy.deepcopy(cfg)
         cut.d_sae = width
-        _write_widths(cut.metadata, [w for w in self.widths if w < width] + [width])
+        write_widths(cut.metadata, [w for w in self.widths if w < width] + [width])
         if width < cfg.d_sae:  # what training counted was the whole dictionary's
             cut.metadata.l0 = cut.metadata.num_dead_features = None
+            level_results.keep_up_to(cut.metadata, width)
         state_dict = {
             name: tensor.narrow(_LATENT_DIM[name], 0, width).clone()
             if name in _LATENT_DIM
@@ -233,6 +269,12 @@ def build(sae_class: type[S], cfg: Any, state_dict: dict[str, torch.Tensor]) -> 
     return sae
 
 
-def _write_widths(metadata: SAEMetadata, widths: Sequence[int]) -> None:
+def named_widths(metadata: SAEMetadata) -> Sequence[int] | None:
+    """The levels that an SAE's metadata names, None for a flat one."""
+    return (metadata.training_architecture_details or {}).get("matryoshka_widths") or None
+
+
+def write_widths(metadata: SAEMetadata, widths: Sequence[int]) -> None:
+    """Name the levels where SAELens's own Matryoshka SAEs name them."""
     details = dict(metadata.training_architecture_details or {})
     metadata.training_architecture_details = {**details, "matryoshka_widths": list(widths)}

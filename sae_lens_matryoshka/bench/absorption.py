@@ -1,19 +1,16 @@
 """SAEBench's first-letter absorption, repeatable and with a probe that is trained long enough."""
 
 import math
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sae_lens import SAE
 from typing_extensions import override
 
 from sae_lens_matryoshka.bench import seams
-from sae_lens_matryoshka.bench.runner import NotMeasurable, Runner, reset_random_state
-
-if TYPE_CHECKING:
-    pass
-
+from sae_lens_matryoshka.bench.runner import NotMeasurable, Runner
 
 PROBE_STEPS = 1000  # below, absorption's numbers are mostly the probe's random start
 LARGEST_PROBE_BATCH = 4096  # SAEBench's
@@ -33,7 +30,7 @@ class AbsorptionRunner(Runner):
     def eval_config(self) -> Any:
         config = super().eval_config()
         if not self.upstream_defaults and "k_sparse_probe_batch_size" not in self.given:
-            n_words = int(WORDS_FOR_PROBES * len(self._words()))
+            n_words = int(WORDS_FOR_PROBES * len(self._words))
             config.k_sparse_probe_batch_size = probe_batch_size(
                 n_words, config.k_sparse_probe_num_epochs
             )
@@ -41,14 +38,12 @@ class AbsorptionRunner(Runner):
 
     @override
     def build_cache(self) -> None:
-        words = self._words()
-        letters = {word.strip()[0].lower() for word in words}
+        letters = {word.strip()[0].lower() for word in self._words}
         if len(letters) < LETTERS:
             raise NotMeasurable(
                 f"the vocabulary has words of {len(letters)} first letters, of {LETTERS} needed"
             )
         config = self.eval_config()
-        reset_random_state(self.seed)
         import_module("sae_bench.evals.absorption.common").load_or_train_probe(
             model=self.model,
             base_template=config.prompt_template,
@@ -58,6 +53,7 @@ class AbsorptionRunner(Runner):
             device=self.device,
         )
 
+    @cached_property
     def _words(self) -> list[str]:
         vocab = import_module("sae_bench.evals.absorption.vocab")
         return vocab.get_alpha_tokens(self.model.tokenizer)

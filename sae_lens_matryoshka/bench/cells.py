@@ -1,4 +1,4 @@
-"""The columns and cells of the comparison tables, and the pipe table that holds them."""
+"""The columns and cells of the comparison tables."""
 
 import math
 from collections.abc import Sequence
@@ -87,31 +87,6 @@ def difference_cell(found: Difference, column: Column) -> str:
         low, high = (_signed(end, column.decimals) for end in found.interval)
         cell += f" [{low}, {high}]"
     return cell + (f" (n={found.n})" if 0 < found.n < column.seeds else "")
-
-
-def pipe_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
-    """
-    A Markdown table with aligned columns.
-
-    Args:
-        header: Column headings.
-        rows: Cells; pipes in them are escaped.
-        text_columns: Number of leading columns aligned left; the others are aligned right.
-    """
-    lines = [[cell.replace("|", r"\|") for cell in line] for line in (header, *rows)]
-    widths = [max(3, *(len(cell) for cell in column)) for column in zip(*lines, strict=True)]
-    rule = [
-        "-" * width if i < text_columns else "-" * (width - 1) + ":"
-        for i, width in enumerate(widths)
-    ]
-    padded = [
-        [
-            cell.ljust(width) if i < text_columns else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:]))
 
 
 def _empty_cell(row: Row, metric: Metric) -> str:

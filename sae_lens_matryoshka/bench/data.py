@@ -95,17 +95,24 @@ def link_data(folder: Path, working_folder: Path) -> None:
         link.symlink_to(owner.absolute(), target_is_directory=True)
 
 
-def data_fingerprint(folder: Path | None, names: list[str]) -> str:
+def data_fingerprints(folder: Path | None, wanted: dict[str, list[str]]) -> dict[str, str]:
     """
-    A hash of the content of data sets; of Hub data sets, of the versions that the Hub gives.
+    Hashes of the content of data sets; of Hub data sets, of the versions that the Hub gives.
 
     Args:
         folder: The folder that stands in for the Hub; None for the Hub itself.
-        names: The data sets.
+        wanted: Per eval, its data sets.
+
+    Returns:
+        One hash per eval.
     """
-    digest = hashlib.sha256()
-    for name in names:
+    content: dict[str, str] = {}
+    for name in dict.fromkeys(name for names in wanted.values() for name in names):
         # all files: a README.md may say which are read
-        content = data_set_commit(name) if folder is None else hash_files(folder / name, ("**/*",))
-        digest.update(f"{name} {content}\n".encode())
-    return digest.hexdigest()
+        content[name] = (
+            data_set_commit(name) if folder is None else hash_files(folder / name, ("**/*",))
+        )
+    lines = {
+        key: "".join(f"{name} {content[name]}\n" for name in names) for key, names in wanted.items()
+    }
+    return {key: hashlib.sha256(text.encode()).hexdigest() for key, text in lines.items()}

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from sae_lens_matryoshka.bench.config import did_you_mean
-from sae_lens_matryoshka.bench.outcome import FIDELITY, Metric
+from sae_lens_matryoshka.bench.outcome import Metric
 from sae_lens_matryoshka.config_file import ConfigError
 
 AUDIT = (
@@ -183,11 +183,6 @@ def data_sets(name: str, config: Any) -> list[str]:
 def needs_resid_post(name: str) -> bool:
     """Whether SAEBench reads `hook_resid_post` of the SAE's layer, whatever the SAE's own hook is."""
     return name == "absorption"
-
-
-def fidelity_metrics() -> list[Metric]:
-    """What is measured of every level, beside the evals."""
-    return [Metric(FIDELITY, "l0", "L0", None), Metric(FIDELITY, "fvu", "FVU", "lower")]
 
 
 def metrics_of(name: str, config: Any) -> list[Metric]:

@@ -10,6 +10,7 @@ import torch
 from sae_lens_matryoshka.bench.config import DEMO, ModelSource
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.local_model import missing_files, open_local_model
+from sae_lens_matryoshka.model_names import official_name
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -62,20 +63,11 @@ def check_same_model(source: ModelSource, trained_on: str | None, name: str) -> 
     Raises:
         ConfigError: Both are TransformerLens's names, of different models.
     """
-    ours, theirs = _official_name(source.name), _official_name(trained_on)
+    ours, theirs = official_name(source.name), official_name(trained_on)
     if ours and theirs and ours != theirs:
         raise ConfigError(
             f"SAE {name!r} was trained on {trained_on}, but the model is {source.name}. Give the SAE's own."
         )
-
-
-def _official_name(name: str | None) -> str | None:
-    from transformer_lens.loading_from_pretrained import get_official_model_name
-
-    try:
-        return get_official_model_name(name) if name else None
-    except ValueError:
-        return None
 
 
 def check_hook(model: "HookedTransformer", hook_name: str, d_in: dict[str, int]) -> None:
@@ -151,7 +143,7 @@ def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
 def _hub_commit(name: str) -> str:
     from transformers import AutoConfig
 
-    official = _official_name(name)
+    official = official_name(name)
     if official is None:
         raise ConfigError(
             f"model.name: TransformerLens knows no {name!r}. Give one of its names, or a local folder "

@@ -4,27 +4,34 @@ import json
 import os
 import platform
 import shutil
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sae_lens_matryoshka import __version__
 from sae_lens_matryoshka.bench.config import BenchConfig
-from sae_lens_matryoshka.bench.evals import eval_config, fidelity_metrics, metrics_of
+from sae_lens_matryoshka.bench.evals import eval_config, metrics_of
 from sae_lens_matryoshka.bench.models import device_of
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Metric, Outcome
 from sae_lens_matryoshka.bench.plan import Job, OpenedSAE, package_versions
 from sae_lens_matryoshka.bench.plots import write_plots
-from sae_lens_matryoshka.bench.results import RESULT, other_settings, read_status, write_json
+from sae_lens_matryoshka.bench.results import (
+    RESULT,
+    is_done,
+    other_settings,
+    read_status,
+    write_json,
+)
+from sae_lens_matryoshka.bench.rows import FVU, L0
 from sae_lens_matryoshka.bench.table import markdown, write_csv
 from sae_lens_matryoshka.checkpoint import whole_files
 
 
 def compared_metrics(config: BenchConfig) -> list[Metric]:
     """The metrics of the config's evals, L0 and FVU first."""
-    found = fidelity_metrics()
+    found = [L0, FVU]
     for name, given in config.evals.items():
         found += metrics_of(name, eval_config(name, given))
     return found
@@ -56,9 +63,10 @@ def collect_saebench(config: BenchConfig, jobs: list[Job]) -> None:
         folder = unfinished / job.eval / ("no_seed" if job.seed is None else f"seed_{job.seed}")
         folder.mkdir(parents=True)
         for item in job.items:
-            result = Path(item.folder, RESULT)
-            if result.exists() and (read_status(item) or {}).get("status") == "done":
-                shutil.copy(result, folder / f"{item.name}_custom_sae_eval_results.json")
+            if is_done(item):
+                shutil.copy(
+                    Path(item.folder, RESULT), folder / f"{item.name}_custom_sae_eval_results.json"
+                )
     shutil.rmtree(tree, ignore_errors=True)
     if unfinished.exists():
         os.replace(unfinished, tree)
@@ -75,11 +83,7 @@ def write_run(
     """Write run.json: everything that decides the numbers, and how long they took."""
     content = {
         "config": config.model_dump(mode="json"),
-        "versions": {
-            "sae-lens-matryoshka": __version__,
-            "python": platform.python_version(),
-            **package_versions(),
-        },
+        "versions": {"python": platform.python_version(), **package_versions()},
         "machine": {
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
@@ -90,6 +94,7 @@ def write_run(
             "saes": {one.source.name: one.fingerprint for one in opened},
             "data": data_keys,
         },
+        "metrics": [asdict(metric) for metric in compared_metrics(config)],
         "jobs": [_job_record(config, job) for job in jobs],
         "seconds": round(seconds, 1),
     }
@@ -99,8 +104,7 @@ def write_run(
 def _job_record(config: BenchConfig, job: Job) -> dict[str, Any]:
     """Wall time of a job and of its items; what is left is loading, caches and probes."""
     try:
-        path = config.output / "jobs" / Path(job.work).name / "job.json"
-        wall = json.loads(path.read_text())["seconds"]
+        wall = json.loads((config.output / "jobs" / job.name / "job.json").read_text())["seconds"]
     except FileNotFoundError:
         wall = 0.0
     statuses = {item.name: read_status(item) or {} for item in job.items}

@@ -87,6 +87,11 @@ class Job:
     items: list[Item] = field(default_factory=list)
 
     @property
+    def name(self) -> str:
+        """Its name for folders."""
+        return Path(self.work).name
+
+    @property
     def label(self) -> str:
         """Its name for people."""
         return self.eval if self.seed is None else f"{self.eval} seed {self.seed}"
@@ -119,12 +124,12 @@ def check_evals(config: BenchConfig) -> None:
             )
 
 
-def needed_data(config: BenchConfig) -> list[str]:
-    """Hub names of all data sets that the benchmark reads."""
-    names = [config.text.dataset]
-    for name, given in config.evals.items():
-        names += data_sets(name, eval_config(name, given))
-    return list(dict.fromkeys(names))
+def needed_data(config: BenchConfig) -> dict[str, list[str]]:
+    """Hub names of the data sets that each eval, and "fidelity", reads."""
+    evals = {
+        name: data_sets(name, eval_config(name, given)) for name, given in config.evals.items()
+    }
+    return {FIDELITY: [config.text.dataset], **evals}
 
 
 def make_jobs(
@@ -197,7 +202,7 @@ def _with_items(config: BenchConfig, saes: list[OpenedSAE], job: Job) -> Job:
                     levels=level.of,
                     width=level.width,
                     fingerprint=opened.fingerprint,
-                    folder=str(config.output / "jobs" / f"{Path(job.work).name}" / f"{name}-{key}"),
+                    folder=str(config.output / "jobs" / job.name / f"{name}-{key}"),
                     too_narrow=needed if level.width < needed else 0,
                 )
             )

@@ -89,7 +89,7 @@ def run_jobs(config: BenchConfig, jobs: list[Job], progress: Callable[[int, str]
 
 def log_of(config: BenchConfig, job: Job) -> Path:
     """The log of a job: what SAEBench and its libraries print."""
-    return config.output / "logs" / f"{Path(job.work).name}.log"
+    return config.output / "logs" / f"{job.name}.log"
 
 
 def _unfinished(job: Job) -> list[Item]:
@@ -129,6 +129,13 @@ def python_path() -> str:
     return os.pathsep.join(filter(None, [package_home, os.environ.get("PYTHONPATH")]))
 
 
+def threads_of(config: BenchConfig) -> dict[str, str]:
+    """The environment of a child that shares the processor with others of its kind."""
+    if config.jobs == 1 and "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // config.jobs))}
+
+
 def _environment(config: BenchConfig, work: Path) -> dict[str, str]:
     ours = {
         "JAXTYPING_DISABLE": "1",  # sparse probing's annotations fail with beartype >= 0.18
@@ -142,9 +149,7 @@ def _environment(config: BenchConfig, work: Path) -> dict[str, str]:
         # SAEBench would report the commit of whatever repository lies above as its own
         "GIT_CEILING_DIRECTORIES": str(work),
     }
-    threads = max(1, (os.cpu_count() or 1) // config.jobs)
-    if config.jobs > 1 or "OMP_NUM_THREADS" not in os.environ:
-        ours["OMP_NUM_THREADS"] = str(threads)
+    ours |= threads_of(config)
     if config.data_folder is not None:
         ours["HF_DATASETS_CACHE"] = str(work / "datasets")
     if config.is_offline:
@@ -158,7 +163,7 @@ def _ended(config: BenchConfig, one: Running) -> list[Item]:
     one.process.stdin.close()
     work = Path(one.job.work)
     again = _settle(config, one, [item for item in one.left if read_status(item) is None])
-    _add_seconds(config.output / "jobs" / work.name / "job.json", one.started)
+    _add_seconds(config.output / "jobs" / one.job.name / "job.json", one.started)
     if all(map(is_finished, one.job.items)):
         shutil.rmtree(work)  # else its caches serve the next try
     return again

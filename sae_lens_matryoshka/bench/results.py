@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,6 +56,11 @@ def read_status(item: Item) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return None if status["status"] == "done" and not (folder / RESULT).exists() else status
+
+
+def is_done(item: Item) -> bool:
+    """Whether the item has a result."""
+    return (read_status(item) or {}).get("status") == "done"
 
 
 def is_finished(item: Item) -> bool:
@@ -120,6 +126,9 @@ def published_outcomes(source: PublishedSource) -> Iterator[Outcome]:
     Raises:
         ConfigError: A file is missing or is none of SAEBench's, or L0 and FVU are not given.
     """
+    outcome = partial(
+        Outcome, sae=source.name, level=0, levels=1, seed=None, status="done", published=True
+    )
     found: dict[str, Outcome] = {}
     for path in source.files:
         try:
@@ -136,18 +145,7 @@ def published_outcomes(source: PublishedSource) -> Iterator[Outcome]:
                 "or another entry under published."
             )
         width = int((result.get("sae_cfg_dict") or {}).get("d_sae") or 0)
-        found[name] = Outcome(
-            sae=source.name,
-            level=0,
-            levels=1,
-            width=width,
-            eval=name,
-            seed=None,
-            status="done",
-            metrics=metrics,
-            details=details,
-            published=True,
-        )
+        found[name] = outcome(width=width, eval=name, metrics=metrics, details=details)
     core = found["core"].metrics if "core" in found else {}
     l0, fvu = source.l0 if source.l0 is not None else core.get("l0"), source.fvu
     if l0 is None or fvu is None:
@@ -156,18 +154,8 @@ def published_outcomes(source: PublishedSource) -> Iterator[Outcome]:
             "result among its files) and fvu (core's own explained variance is wrong for large "
             "activations)."
         )
-    width = max(outcome.width for outcome in found.values())
-    yield Outcome(
-        sae=source.name,
-        level=0,
-        levels=1,
-        width=width,
-        eval=FIDELITY,
-        seed=None,
-        status="done",
-        metrics={"l0": l0, "fvu": fvu},
-        published=True,
-    )
+    width = max(one.width for one in found.values())
+    yield outcome(width=width, eval=FIDELITY, metrics={"l0": l0, "fvu": fvu})
     yield from found.values()
 
 
@@ -195,7 +183,7 @@ def other_settings(config: BenchConfig, jobs: list[Job]) -> str:
 def _settings_here(job: Job) -> dict[str, Any]:
     """The settings that SAEBench wrote into the first finished result of a job."""
     for item in job.items:
-        if job.eval != FIDELITY and (read_status(item) or {}).get("status") == "done":
+        if job.eval != FIDELITY and is_done(item):
             return _settings(json.loads(Path(item.folder, RESULT).read_text()))
     return {}
 

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
@@ -19,9 +19,6 @@ from sae_lens_matryoshka.bench.evals import SMALLEST_DICTIONARY, counts
 from sae_lens_matryoshka.bench.fidelity import activations, measure
 from sae_lens_matryoshka.bench.outcome import FIDELITY
 from sae_lens_matryoshka.bench.runner import Runner
-
-if TYPE_CHECKING:
-    pass
 
 SAE_PROBES_CONTEXT = 1024  # its own; longer texts lose their beginning
 

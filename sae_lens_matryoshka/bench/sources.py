@@ -1,7 +1,5 @@
 """The SAEs of a benchmark: opened, put into the form that SAEBench measures rightly, cut into levels."""
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,9 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens_matryoshka.bench.config import SAESource
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.hub.download import download_sae
-from sae_lens_matryoshka.sae import MatryoshkaSAE, copy_of, inference_form
+from sae_lens_matryoshka.sae import MatryoshkaSAE, copy_of, inference_form, named_widths
 
 NORM_TOLERANCE = 1e-5  # SAEBench's own
-_DECIDING_METADATA = ("prepend_bos", "seqpos_slice")  # what text the SAE is fed
 
 
 @dataclass(frozen=True)
@@ -124,8 +121,7 @@ def chosen_levels(sae: SAE[Any], source: SAESource) -> list[Level]:
     Raises:
         ConfigError: A level does not exist, or the SAE's levels do not stand alone (topk).
     """
-    details = sae.cfg.metadata.training_architecture_details or {}
-    widths = source.widths or details.get("matryoshka_widths") or [sae.cfg.d_sae]
+    widths = source.widths or named_widths(sae.cfg.metadata) or [sae.cfg.d_sae]
     try:
         matryoshka = MatryoshkaSAE(sae, widths)
     except ValueError as error:
@@ -158,20 +154,6 @@ def cut(sae: SAE[Any], level: Level) -> SAE[Any]:
     if level.width == sae.cfg.d_sae:
         return copy_of(sae)
     return MatryoshkaSAE(sae, [level.width]).truncate(level.width)
-
-
-def fingerprint(sae: SAE[Any]) -> str:
-    """A hash of what an SAE computes: weights and config, not its name or place."""
-    digest = hashlib.sha256()
-    config = sae.cfg.to_dict()
-    config = {k: v for k, v in config.items() if k not in ("metadata", "device")}
-    config |= {key: getattr(sae.cfg.metadata, key) for key in _DECIDING_METADATA}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for key, tensor in sorted(sae.state_dict().items()):
-        array = tensor.detach().float().contiguous().cpu().numpy()
-        digest.update(f"{key} {array.shape}".encode())
-        digest.update(memoryview(array).cast("B") if array.size else b"")
-    return digest.hexdigest()
 
 
 def layer_of(hook_name: str) -> int | None:

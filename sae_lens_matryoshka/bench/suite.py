@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from sae_lens_matryoshka.bench.config import DEMO, BenchConfig, checked_config, did_you_mean
-from sae_lens_matryoshka.bench.data import check_local, data_fingerprint
+from sae_lens_matryoshka.bench.data import check_local, data_fingerprints
 from sae_lens_matryoshka.bench.disk import check_disk, in_gigabytes
-from sae_lens_matryoshka.bench.evals import (
-    data_sets,
-    eval_config,
-)
 from sae_lens_matryoshka.bench.models import check_same_model, demo_key, model_fingerprint
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Outcome
 from sae_lens_matryoshka.bench.output import collect_saebench, write_comparison, write_run
@@ -33,15 +31,16 @@ from sae_lens_matryoshka.bench.plan import (
     make_jobs,
     needed_data,
 )
-from sae_lens_matryoshka.bench.process import SetupError, python_path, run_jobs
+from sae_lens_matryoshka.bench.process import SetupError, python_path, run_jobs, threads_of
 from sae_lens_matryoshka.bench.results import (
     is_finished,
     outcomes_of,
     published_outcomes,
     write_status,
 )
-from sae_lens_matryoshka.bench.sources import bench_form, chosen_levels, fingerprint, open_sae
+from sae_lens_matryoshka.bench.sources import bench_form, chosen_levels, open_sae
 from sae_lens_matryoshka.config_file import ConfigError
+from sae_lens_matryoshka.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -105,11 +104,12 @@ def run(
     with _locked(config.output):
         model_key = model_fingerprint(config.model)
         _prepare_demo(config)
+        data = needed_data(config)
         if config.data_folder is not None:
-            for name in needed_data(config):
+            for name in dict.fromkeys(chain.from_iterable(data.values())):
                 check_local(config.data_folder, name)
         opened, d_in = _open_saes(config)
-        data_keys = _data_keys(config)
+        data_keys = data_fingerprints(config.data_folder, data)
         jobs = make_jobs(config, opened, model_key, data_keys)
         _run(config, [job for job in jobs if _is_chosen(job, only)], d_in, verbose)
         jobs = [job for job in jobs if _is_chosen(job, only) or any(map(is_finished, job.items))]
@@ -155,9 +155,9 @@ def _prepare_demo(config: BenchConfig) -> None:
         from sae_lens_matryoshka.demo.labelled import write_data_sets
 
         _once(config.output / "demo" / "data", write_data_sets)
-    for source in config.saes:
-        if source.demo:
-            _once(config.demo_saes / source.demo, partial(_train_demo_sae, config, source.demo))
+    wanted = dict.fromkeys(source.demo for source in config.saes if source.demo)
+    with ThreadPoolExecutor(config.jobs) as pool:  # each waits for a process
+        list(pool.map(partial(_demo_sae, config), wanted))
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> None:
@@ -171,6 +171,10 @@ def _once(folder: Path, make: Callable[[Path], None]) -> None:
         make(unfinished)
         (unfinished / made_by.name).write_text(key)
         os.replace(unfinished, folder)
+
+
+def _demo_sae(config: BenchConfig, which: str) -> None:
+    _once(config.demo_saes / which, partial(_train_demo_sae, config, which))
 
 
 def _train_demo_sae(config: BenchConfig, which: str, folder: Path) -> None:
@@ -191,7 +195,7 @@ def _train_demo_sae(config: BenchConfig, which: str, folder: Path) -> None:
             ],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": python_path()},
+            env=os.environ | {"PYTHONPATH": python_path()} | threads_of(config),
         )
     if done.returncode:
         raise RuntimeError(f"Training the demo's {which} SAE failed. The log: {log}")
@@ -215,16 +219,9 @@ def _open_saes(config: BenchConfig) -> tuple[list[OpenedSAE], int]:
     return opened, next(iter(sizes.values()))
 
 
-def _data_keys(config: BenchConfig) -> dict[str, str]:
-    wanted = {FIDELITY: [config.text.dataset]}
-    for name, given in config.evals.items():
-        wanted[name] = data_sets(name, eval_config(name, given))
-    return {name: data_fingerprint(config.data_folder, names) for name, names in wanted.items()}
-
-
 def _remove_old_work(config: BenchConfig, jobs: list[Job]) -> None:
     """Caches of an interrupted benchmark that had other settings serve nobody."""
-    wanted = {Path(job.work).name for job in jobs}
+    wanted = {job.name for job in jobs}
     for folder in (config.output / "work").glob("*"):
         if folder.name not in wanted:
             shutil.rmtree(folder)

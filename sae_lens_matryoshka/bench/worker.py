@@ -34,9 +34,9 @@ from sae_lens_matryoshka.bench.sources import (
     Level,
     bench_form,
     cut,
-    fingerprint,
     open_sae,
 )
+from sae_lens_matryoshka.fingerprint import fingerprint
 from sae_lens_matryoshka.sae import copy_of
 
 
@@ -55,12 +55,13 @@ def run_job(config: BenchConfig, job: Job) -> None:
     saes, runner = _SAEs(config), None
     for number, item in enumerate(job.items):
         if runner is not None:
-            write_json(Path(job.work, CURRENT), {"folder": item.folder})
+            _say_current(job, item)
         start = time.monotonic()
         try:
             sae = saes.cut(item)
-            runner = runner or _runner(config, job, sae)
-            write_json(Path(job.work, CURRENT), {"folder": item.folder})
+            if runner is None:
+                runner = _runner(config, job, sae)
+                _say_current(job, item)
             _measure(job, runner, item, sae, time.monotonic())
         except NotMeasurable as reason:
             rest = job.items[number:] if runner is None else [item]
@@ -76,6 +77,11 @@ def run_job(config: BenchConfig, job: Job) -> None:
             traceback.print_exc()
             write_status(item, "failed", _in_short(error), time.monotonic() - start)
             sys.exit(RESTART)  # nobody knows what state it left behind
+
+
+def _say_current(job: Job, item: Item) -> None:
+    """From now on, a crash is this item's."""
+    write_json(Path(job.work, CURRENT), {"folder": item.folder})
 
 
 class _SetupError(Exception):

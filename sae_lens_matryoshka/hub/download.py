@@ -5,7 +5,9 @@ from pathlib import Path
 FILES = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "runner_cfg.json")
 
 
-def download_sae(repo_id: str, sae_id: str, revision: str | None = None) -> Path:
+def download_sae(
+    repo_id: str, sae_id: str, revision: str | None = None, force_download: bool = False
+) -> Path:
     """
     Download one SAE in SAELens's format.
 
@@ -13,6 +15,7 @@ def download_sae(repo_id: str, sae_id: str, revision: str | None = None) -> Path
         repo_id: The Hub's repo, "user/name".
         sae_id: The SAE's folder in it; may hold slashes.
         revision: Branch, tag or commit; None is the repo's main branch. SAELens's own loader has none.
+        force_download: Whether to download again what is in the Hub's cache.
 
     Returns:
         The folder in the Hub's cache, for `SAE.load_from_disk`.
@@ -23,7 +26,10 @@ def download_sae(repo_id: str, sae_id: str, revision: str | None = None) -> Path
     from huggingface_hub import snapshot_download
 
     folder = snapshot_download(
-        repo_id, revision=revision, allow_patterns=[f"{sae_id}/{name}" for name in FILES]
+        repo_id,
+        revision=revision,
+        force_download=force_download,
+        allow_patterns=[f"{sae_id}/{name}" for name in FILES],
     )
     path = Path(folder) / sae_id
     if not (path / "cfg.json").is_file():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset, load_dataset
 
-from sae_lens_matryoshka.bench.data import check_local, data_fingerprint, link_data
+from sae_lens_matryoshka.bench.data import check_local, data_fingerprints, link_data
 from sae_lens_matryoshka.config_file import ConfigError
 
 NEWS = "fancyzhx/ag_news"
@@ -78,6 +78,10 @@ def test_a_broken_file_is_named(folder: Path):
         check_local(folder, NEWS)
 
 
+def _fingerprint(folder: Path | None, names: list[str]) -> str:
+    return data_fingerprints(folder, {"tpp": names})["tpp"]
+
+
 def test_hub_data_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch):
     from types import SimpleNamespace
 
@@ -89,11 +93,11 @@ def test_hub_data_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch):
         "dataset_info",
         lambda _, name: SimpleNamespace(sha=commits[name]),
     )
-    both = data_fingerprint(None, ["Helsinki-NLP/europarl", "codeparrot/github-code"])
+    both = _fingerprint(None, ["Helsinki-NLP/europarl", "codeparrot/github-code"])
     commits["codeparrot/github-code"] = "other"
-    assert both != data_fingerprint(None, ["Helsinki-NLP/europarl", "codeparrot/github-code"])
+    assert both != _fingerprint(None, ["Helsinki-NLP/europarl", "codeparrot/github-code"])
     with pytest.raises(ValueError, match="does not say which version of a/b"):
-        data_fingerprint(None, ["a/b"])
+        _fingerprint(None, ["a/b"])
 
 
 def test_a_moved_folder_is_found_again(folder: Path, tmp_path: Path):
@@ -106,15 +110,15 @@ def test_a_moved_folder_is_found_again(folder: Path, tmp_path: Path):
 
 
 def test_a_fingerprint_follows_the_rows_that_are_read(folder: Path):
-    before = data_fingerprint(folder, [NEWS])
-    assert before == data_fingerprint(folder, [NEWS])
-    assert before != data_fingerprint(folder, [NEWS, "LabHC/bias_in_bios"])
+    before = _fingerprint(folder, [NEWS])
+    assert before == _fingerprint(folder, [NEWS])
+    assert before != _fingerprint(folder, [NEWS, "LabHC/bias_in_bios"])
     other = folder / "LabHC/bias_in_bios/train.parquet"
     pd.read_parquet(other)[:-1].to_parquet(other)
-    assert before == data_fingerprint(folder, [NEWS])
+    assert before == _fingerprint(folder, [NEWS])
     (folder / NEWS / "README.md").write_text("configs: ...")
-    assert before != data_fingerprint(folder, [NEWS])
-    before = data_fingerprint(folder, [NEWS])
+    assert before != _fingerprint(folder, [NEWS])
+    before = _fingerprint(folder, [NEWS])
     train = folder / NEWS / "train.parquet"
     pd.read_parquet(train)[:-1].to_parquet(train)
-    assert before != data_fingerprint(folder, [NEWS])
+    assert before != _fingerprint(folder, [NEWS])

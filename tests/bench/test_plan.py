@@ -86,9 +86,8 @@ def test_absorption_on_another_hook_is_refused(settings: dict[str, Any]):
 
 def test_data_that_is_needed(settings: dict[str, Any]):
     config = checked_config({**settings, "evals": {"tpp": {}, "core": {"dataset": "c/d"}}})
-    assert needed_data(config) == [
-        "demo/heldout_text",
-        "LabHC/bias_in_bios",
-        "canrager/amazon_reviews_mcauley_1and5",
-        "c/d",
-    ]
+    assert needed_data(config) == {
+        "fidelity": ["demo/heldout_text"],
+        "tpp": ["LabHC/bias_in_bios", "canrager/amazon_reviews_mcauley_1and5"],
+        "core": ["c/d"],
+    }

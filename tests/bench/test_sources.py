@@ -16,11 +16,9 @@ from sae_lens_matryoshka.bench.sources import (
     bench_form,
     chosen_levels,
     cut,
-    fingerprint,
     open_sae,
 )
 from sae_lens_matryoshka.config_file import ConfigError
-from sae_lens_matryoshka.sae import copy_of
 
 
 def source(**more: Any) -> SAESource:
@@ -118,23 +116,6 @@ def test_a_level_is_a_stock_sae_cut_by_hand():
     whole = cut(sae, Level(2, 3, 160))
     whole.W_dec.data.zero_()
     assert sae.W_dec.abs().sum() > 0
-
-
-def test_a_fingerprint_is_of_what_is_computed():
-    sae = random_sae()
-    assert fingerprint(sae) == fingerprint(copy_of(sae))
-    renamed = copy_of(sae)
-    renamed.cfg.metadata.model_name = "x"
-    assert fingerprint(sae) == fingerprint(renamed)
-    changed = copy_of(sae)
-    changed.threshold.data[0] += 1e-6
-    assert fingerprint(sae) != fingerprint(changed)
-    without_bos = copy_of(sae)
-    without_bos.cfg.metadata.prepend_bos = False
-    assert fingerprint(sae) != fingerprint(without_bos)
-    decoded = copy_of(sae)
-    decoded.cfg.apply_b_dec_to_input = not sae.cfg.apply_b_dec_to_input
-    assert fingerprint(sae) != fingerprint(decoded)
 
 
 def test_opening(sae_folder: Path, tmp_path: Path):

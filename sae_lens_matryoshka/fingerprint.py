@@ -1,0 +1,25 @@
+"""What an SAE computes, as a hash: results belong to the weights that they were measured on."""
+
+import hashlib
+import json
+from typing import Any
+
+from sae_lens import SAE
+
+_PREPENDS_BOS = True  # SAELens's default in training, for an SAE that does not say
+
+
+def fingerprint(sae: SAE[Any]) -> str:
+    """A hash of weights, config and what text the SAE is fed; not of its name or place."""
+    digest = hashlib.sha256()
+    config = sae.cfg.to_dict()
+    config = {k: v for k, v in config.items() if k not in ("metadata", "device")}
+    metadata = sae.cfg.metadata
+    bos = _PREPENDS_BOS if metadata.prepend_bos is None else metadata.prepend_bos
+    config |= {"prepend_bos": bos, "seqpos_slice": metadata.seqpos_slice}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for key, tensor in sorted(sae.state_dict().items()):
+        array = tensor.detach().float().contiguous().cpu().numpy()
+        digest.update(f"{key} {array.shape}".encode())
+        digest.update(memoryview(array).cast("B") if array.size else b"")
+    return digest.hexdigest()

@@ -1,0 +1,69 @@
+"""Open a folder that training or saving wrote, whichever of the two, as the inference SAE it comes to."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sae_lens import SAE
+from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+)
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.training.activation_scaler import ActivationScaler
+
+from sae_lens_matryoshka.sae import inference_form
+
+_ONLY_IN_TRAINING = "decoder_init_norm"  # a field of every training configuration of SAELens
+
+
+def open_folder(folder: Path) -> SAE[Any]:
+    """
+    The inference SAE of a saved one, or of a checkpoint of training.
+
+    Args:
+        folder: Folder with cfg.json and sae_weights.safetensors. A checkpoint's activation statistics
+            are folded into the weights, as SAELens does at the end of training.
+
+    Raises:
+        FileNotFoundError: There is no SAE in the folder.
+    """
+    if not (folder / SAE_CFG_FILENAME).is_file():
+        below = sorted(str(path.parent) for path in folder.glob(f"*/{SAE_CFG_FILENAME}"))
+        hint = f" There are SAEs in {', '.join(below)}." if below else ""
+        raise FileNotFoundError(
+            f"{folder} holds no SAE: there is no {SAE_CFG_FILENAME}.{hint} Give the folder that "
+            "training printed at its end (output_path)."
+        )
+    if _ONLY_IN_TRAINING not in json.loads((folder / SAE_CFG_FILENAME).read_text()):
+        return SAE.load_from_disk(folder)
+    sae = TrainingSAE.load_from_disk(folder)
+    _fold_statistics(sae, folder / ACTIVATION_SCALER_CFG_FILENAME)
+    return inference_form(sae)
+
+
+def widths_beside(folder: Path) -> Sequence[int] | None:
+    """The nested widths in the runner's configuration: SAELens before 6.46 wrote them nowhere else."""
+    try:
+        runner_cfg = json.loads((folder / RUNNER_CFG_FILENAME).read_text())
+    except FileNotFoundError:
+        return None
+    return (runner_cfg.get("sae") or {}).get("matryoshka_widths")
+
+
+def _fold_statistics(sae: TrainingSAE[Any], file: Path) -> None:
+    if not file.is_file():
+        return
+    scaler = ActivationScaler()
+    scaler.load(file)
+    if scaler.scaling_factor is not None:
+        sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+    if scaler.whitening is not None:
+        whitening = scaler.whitening
+        sae.fold_activation_whitening(
+            mean=whitening.mean,
+            whitening_matrix=whitening.matrix,
+            unwhitening_matrix=whitening.inverse_matrix,
+        )

@@ -1,0 +1,64 @@
+"""What was measured of an SAE's levels, kept in its metadata: it travels with cfg.json."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any, TypedDict
+
+from sae_lens.saes.sae import SAEMetadata
+from typing_extensions import NotRequired
+
+KEY = "level_results"
+"""The key in the metadata: width, as JSON writes it, to label to measurement."""
+NOTES = "level_results_notes"
+"""The key of what a reader must know before comparing them: a list of sentences."""
+
+
+class Measurement(TypedDict):
+    """
+    A number of one level.
+
+    Args:
+        mean: The number; with several seeds, their mean.
+        std: Their sample standard deviation.
+        seeds: How many.
+    """
+
+    mean: float
+    std: NotRequired[float]
+    seeds: NotRequired[int]
+
+
+def measurement(values: Sequence[float]) -> Measurement:
+    """Sum up the values of one or more seeds."""
+    if len(values) == 1:
+        return {"mean": float(values[0])}
+    return {"mean": mean(values), "std": stdev(values), "seeds": len(values)}
+
+
+def results_of(metadata: SAEMetadata, width: int) -> dict[str, Measurement]:
+    """What is known of the level of that width, by label; empty if nothing."""
+    known: dict[str, dict[str, Measurement]] = metadata.get(KEY) or {}
+    return dict(known.get(str(width), {}))
+
+
+def record(metadata: SAEMetadata, results: Mapping[int, Mapping[str, Measurement]]) -> None:
+    """
+    Keep measurements of levels; older ones of the same level and label are replaced.
+
+    Args:
+        metadata: The SAE's metadata.
+        results: By width and label. Numbers that are not finite are left out: JSON has none.
+    """
+    known: dict[str, Any] = dict(metadata.get(KEY) or {})
+    for width, measured in results.items():
+        finite = {label: one for label, one in measured.items() if math.isfinite(one["mean"])}
+        known[str(width)] = {**known.get(str(width), {}), **finite}
+    metadata[KEY] = known
+
+
+def keep_up_to(metadata: SAEMetadata, width: int) -> None:
+    """Forget the levels that a cut SAE no longer has."""
+    known: dict[str, Any] = metadata.get(KEY) or {}
+    if known:
+        metadata[KEY] = {key: measured for key, measured in known.items() if int(key) <= width}

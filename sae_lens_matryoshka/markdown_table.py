@@ -1,0 +1,28 @@
+"""Tables in Markdown, aligned for those who read the source."""
+
+from collections.abc import Sequence
+
+
+def pipe_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
+    """
+    A Markdown table with aligned columns.
+
+    Args:
+        header: Column headings.
+        rows: Cells; pipes in them are escaped.
+        text_columns: Number of leading columns aligned left; the others are aligned right.
+    """
+    lines = [[cell.replace("|", r"\|") for cell in line] for line in (header, *rows)]
+    widths = [max(3, *(len(cell) for cell in column)) for column in zip(*lines, strict=True)]
+    rule = [
+        "-" * width if i < text_columns else "-" * (width - 1) + ":"
+        for i, width in enumerate(widths)
+    ]
+    padded = [
+        [
+            cell.ljust(width) if i < text_columns else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:]))
