@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae_lens_matryoshka import bench
+    from sae_lens_matryoshka import bench, hub
     from sae_lens_matryoshka.calibration import calibrate_threshold
     from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
     from sae_lens_matryoshka.runner import (
@@ -31,6 +31,7 @@ __all__ = [
     "TrainingInterrupted",
     "bench",
     "calibrate_threshold",
+    "hub",
     "register",
 ]
 
@@ -72,8 +73,8 @@ def register() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "bench":
-        return import_module(f"{__name__}.bench")
+    if name in ("bench", "hub"):
+        return import_module(f"{__name__}.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

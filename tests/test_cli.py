@@ -15,7 +15,9 @@ import sae_lens_matryoshka
 from sae_lens_matryoshka import cli
 
 
-def in_a_process(*arguments: str, code: str) -> subprocess.CompletedProcess[str]:
+def in_a_process(
+    *arguments: str, code: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """The console script in a process of its own; code runs when it is done."""
     script = (
         f"import sys; sys.argv[:] = {['sae-lens-matryoshka', *arguments]!r}\n"
@@ -26,6 +28,7 @@ def in_a_process(*arguments: str, code: str) -> subprocess.CompletedProcess[str]
     package = Path(sae_lens_matryoshka.__file__).parent
     return subprocess.run(
         [sys.executable, "-c", script],
+        cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(package.parent), "COLUMNS": "100"},
         capture_output=True,
         text=True,
@@ -44,8 +47,9 @@ def test_help_imports_nothing_heavy(arguments: list[str]):
     assert "heavy: set()" in done.stdout
 
 
-def test_a_missing_file_is_told_without_loading_sae_lens():
-    done = in_a_process("train", "no.yaml", code="print('sae_lens' in sys.modules)")
+def test_a_missing_file_is_told_without_loading_sae_lens(tmp_path: Path):
+    code = "print('sae_lens' in sys.modules)"
+    done = in_a_process("train", "no.yaml", code=code, cwd=tmp_path)
     assert done.stdout == "False\n"
     assert done.stderr == "Error: There is no file no.yaml.\n"
     assert done.returncode == 2

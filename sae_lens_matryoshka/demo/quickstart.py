@@ -24,6 +24,7 @@ from sae_lens_matryoshka.demo.snippets import (
     top_snippets,
 )
 from sae_lens_matryoshka.demo.text import texts
+from sae_lens_matryoshka.level_results import NOTES, measurement, record
 from sae_lens_matryoshka.runner import (
     LanguageModelSAERunnerConfig,
     MatryoshkaSAETrainingRunner,
@@ -111,7 +112,7 @@ def run(output: Path = Path("quickstart"), small: bool = False) -> list[LevelRes
     heldout = shuffled(texts("heldout", without=NOT_SHOWN))
     train(model, shuffled(texts("train")), output, size)
 
-    sae = SAE.load_from_disk(output / "sae")  # stock SAELens: no plugin needed from here on
+    sae = SAE.load_from_disk(output / "sae")  # by stock SAELens
     matryoshka = MatryoshkaSAE.from_sae(sae)
     tokens = _token_rows(model, sae, heldout, size.shown_prompts)
     activity = latent_activity(model, sae, tokens)
@@ -119,6 +120,8 @@ def run(output: Path = Path("quickstart"), small: bool = False) -> list[LevelRes
         evaluate(model, matryoshka, level, heldout, size, activity)
         for level in range(len(matryoshka.widths))
     ]
+    _record(matryoshka, results, size)
+    matryoshka.save(output / "sae")
     console.print(_level_table(results))
     _show_latents(console, activity, matryoshka.widths, model.tokenizer)
     console.print(
@@ -231,6 +234,24 @@ def _token_rows(
     model: "HookedTransformer", sae: SAE[Any], heldout: Sequence[str], n_rows: int
 ) -> torch.Tensor:
     return _store(model, sae, heldout).get_batch_tokens(n_rows)
+
+
+def _record(matryoshka: MatryoshkaSAE, results: Sequence[LevelResult], size: Size) -> None:
+    """Keep the results in the SAE's metadata, where a model card finds them."""
+    metadata = matryoshka.sae.cfg.metadata
+    for result in results:
+        measured = {
+            "L0": result.l0,
+            "FVU ↓": result.fvu,
+            "cross-entropy recovered ↑": result.ce_recovered,
+            "silent latents": result.silent,
+        }
+        measurements = {label: measurement([value]) for label, value in measured.items()}
+        record(metadata, {result.width: measurements})
+    metadata[NOTES] = [
+        f"Measured on {size.evaluated_prompts} held-out sequences of {CONTEXT_SIZE} tokens; silent latents "
+        f"fired on none of {size.shown_prompts}"
+    ]
 
 
 def _level_table(results: Sequence[LevelResult]) -> Table:

@@ -1,1 +1,26 @@
-"""The Hugging Face Hub: download SAEs."""
+"""The Hugging Face Hub: publish SAEs so that stock SAELens loads them, convert other libraries' ones."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_lens_matryoshka.hub.conversion import convert
+    from sae_lens_matryoshka.hub.publishing import publish
+    from sae_lens_matryoshka.hub.repo import PublishError
+    from sae_lens_matryoshka.hub.verify import BrokenRepoError
+
+__all__ = ["BrokenRepoError", "PublishError", "convert", "publish"]
+
+_HOME_OF = {
+    "BrokenRepoError": "verify",
+    "PublishError": "repo",
+    "convert": "conversion",
+    "publish": "publishing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import late: a benchmark needs the download only."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

@@ -19,13 +19,14 @@ from sae_lens_matryoshka.sae import inference_form
 _ONLY_IN_TRAINING = "decoder_init_norm"  # a field of every training configuration of SAELens
 
 
-def open_folder(folder: Path) -> SAE[Any]:
+def open_folder(folder: Path, dtype: str | None = None) -> SAE[Any]:
     """
     The inference SAE of a saved one, or of a checkpoint of training.
 
     Args:
         folder: Folder with cfg.json and sae_weights.safetensors. A checkpoint's activation statistics
             are folded into the weights, as SAELens does at the end of training.
+        dtype: Data type of the weights, before anything is folded. None: as saved.
 
     Raises:
         FileNotFoundError: There is no SAE in the folder.
@@ -38,8 +39,8 @@ def open_folder(folder: Path) -> SAE[Any]:
             "training printed at its end (output_path)."
         )
     if _ONLY_IN_TRAINING not in json.loads((folder / SAE_CFG_FILENAME).read_text()):
-        return SAE.load_from_disk(folder)
-    sae = TrainingSAE.load_from_disk(folder)
+        return SAE.load_from_disk(folder, dtype=dtype)
+    sae = TrainingSAE.load_from_disk(folder, dtype=dtype)
     _fold_statistics(sae, folder / ACTIVATION_SCALER_CFG_FILENAME)
     return inference_form(sae)
 

@@ -1,0 +1,49 @@
+"""Load staged SAEs with stock SAELens in a process that cannot import this package.
+
+Run as a script: reload.py FOLDER. Imports SAELens, PyTorch and safetensors only.
+"""
+
+import importlib
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+
+def main(root: Path) -> None:
+    """Compare the outputs of every staged SAE with the expected ones; write answer.json."""
+    spec = json.loads((root / "spec.json").read_text())
+    for package in spec["plugins"]:  # what stock SAELens cannot load needs its own package
+        importlib.import_module(package)
+    from safetensors.torch import load_file
+
+    tensors = load_file(root / "expected.safetensors")
+    answer: dict[str, Any] = {}
+    for number, sae_id in enumerate(spec["sae_ids"]):
+        try:
+            x, expected = tensors[f"{number}.x"], tensors[f"{number}.out"]
+            answer[sae_id] = _error(root / "repo" / sae_id, x, expected)
+        except Exception as error:
+            traceback.print_exc()
+            answer[sae_id] = f"{type(error).__name__}: {error}"
+    (root / "answer.json").write_text(json.dumps(answer))
+
+
+def _error(folder: Path, x: Any, expected: Any) -> float:
+    """The largest difference of an output, in units of its token's largest one."""
+    import torch
+    from sae_lens import SAE
+
+    sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
+    with torch.no_grad():
+        out = sae(x).flatten(1)
+    scale = expected.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12)
+    return ((out - expected).abs() / scale).max().item()
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder: its modules are not meant to be found by their bare names
+    if not json.loads(Path(sys.argv[1], "spec.json").read_text())["plugins"]:
+        sys.modules["sae_lens_matryoshka"] = None  # type: ignore[assignment]
+    main(Path(sys.argv[1]))

@@ -1,0 +1,263 @@
+"""Where SAEs are published to: a repo of the Hub, or a folder that stands for one."""
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+    hf_hub_download,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from typing_extensions import override
+
+from sae_lens_matryoshka import __version__
+
+MAIN = "main"
+CONFLICTS = (409, 412)  # somebody else has committed since
+# the bases are the errors of whichever HTTP library the client is built on
+_BROKE_OFF = cast(tuple[type[Exception], ...], (*HfHubHTTPError.__bases__, OSError, RuntimeError))
+
+
+class PublishError(RuntimeError):
+    """The Hub refused, or broke off; never with a part of the files published."""
+
+
+class SomebodyElseCommitted(Exception):
+    """The repo is not as it was when the commit was prepared."""
+
+
+class Repo(ABC):
+    """A repo at one moment: what it holds, and how to change that in one step."""
+
+    @abstractmethod
+    def files(self) -> list[str]:
+        """Paths of everything that it holds."""
+
+    @abstractmethod
+    def read(self, path: str) -> str:
+        """The text of one of its files."""
+
+    @abstractmethod
+    def commit(self, tree: Path, removed: Sequence[str], message: str) -> str:
+        """
+        Add the files of a folder and remove others: on the Hub all or nothing.
+
+        Args:
+            tree: Folder whose files are added under their paths in it.
+            removed: Paths to remove.
+            message: What is done.
+
+        Returns:
+            Where to look at it.
+
+        Raises:
+            SomebodyElseCommitted: The repo has changed since `files` was called.
+        """
+
+
+class FolderRepo(Repo):
+    """A local folder in the place of a repo: a dry run."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @override
+    def files(self) -> list[str]:
+        found = (path for path in self.folder.rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.folder).as_posix() for path in found)
+
+    @override
+    def read(self, path: str) -> str:
+        return (self.folder / path).read_text(encoding="utf-8")
+
+    @override
+    def commit(self, tree: Path, removed: Sequence[str], message: str) -> str:
+        for source in sorted(path for path in tree.rglob("*") if path.is_file()):
+            target = self.folder / source.relative_to(tree)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.partial")
+            shutil.copyfile(source, partial)
+            os.replace(partial, target)
+        for path in removed:
+            (self.folder / path).unlink()
+            _remove_empty(self.folder, (self.folder / path).parent)
+        return str(self.folder)
+
+
+class HubRepo(Repo):
+    """
+    A model repo of the Hub. The token is the one that the Hub's own tools find.
+
+    Args:
+        repo_id: "user/name".
+        revision: The branch to publish to; other than main, it must be there.
+        private: Whether a new repo is to be private.
+    """
+
+    def __init__(self, repo_id: str, revision: str, private: bool):
+        self.repo_id, self.revision, self.private = repo_id, revision, private
+        self.api = HfApi(library_name="sae-lens-matryoshka", library_version=__version__)
+        self.head: str | None = None
+
+    def create_if_missing(self) -> None:
+        """
+        Make the repo if there is none.
+
+        Raises:
+            PublishError: It cannot be made, has no such branch, or is public where a private one was asked
+                for.
+        """
+        with _explained(self.repo_id):
+            try:
+                is_private = self.api.repo_info(self.repo_id).private
+            except RepositoryNotFoundError:
+                if self.revision != MAIN:
+                    raise PublishError(
+                        f"revision={self.revision!r}: there is no repo {self.repo_id} yet, and a new one "
+                        f"has the branch {MAIN!r} only. Publish there."
+                    ) from None
+                self.api.create_repo(self.repo_id, private=self.private, exist_ok=True)
+                return
+        if self.private and not is_private:
+            raise PublishError(
+                f"private=True, but {self.repo_id} is public already. Make it private in its settings, "
+                "or choose another repo_id."
+            )
+
+    @override
+    def files(self) -> list[str]:
+        with _explained(self.repo_id):
+            try:
+                info = self.api.repo_info(self.repo_id, revision=self.revision)
+            except RevisionNotFoundError:
+                raise PublishError(
+                    f"revision={self.revision!r}: {self.repo_id} has no such branch. Make it first, or "
+                    f"publish to {MAIN!r}."
+                ) from None
+            self.head = info.sha
+            return self.api.list_repo_files(self.repo_id, revision=self.head)
+
+    @override
+    def read(self, path: str) -> str:
+        with _explained(self.repo_id):
+            file = hf_hub_download(self.repo_id, path, revision=self.head)
+        return Path(file).read_text(encoding="utf-8")
+
+    @override
+    def commit(self, tree: Path, removed: Sequence[str], message: str) -> str:
+        added = sorted(path for path in tree.rglob("*") if path.is_file())
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(path.relative_to(tree).as_posix(), path) for path in added
+        ]
+        operations += [CommitOperationDelete(path) for path in removed]
+        try:
+            with _explained(self.repo_id):
+                commit = self.api.create_commit(
+                    self.repo_id,
+                    operations,
+                    commit_message=message,
+                    revision=self.revision,
+                    parent_commit=self.head,
+                )
+        except PublishError as error:
+            raise PublishError(f"{error} {self._what_became_of_it()}") from None
+        with _explained(self.repo_id):
+            self._check_arrived(tree, commit.oid)
+        return str(commit.commit_url)
+
+    def _what_became_of_it(self) -> str:
+        try:
+            head = self.api.repo_info(self.repo_id, revision=self.revision).sha
+        except _BROKE_OFF:
+            head = None
+        if head == self.head:
+            return "Nothing was published: the files come in one commit, and that is not there."
+        return "Whether the commit arrived is not known. Publish again: that changes nothing where it did."
+
+    def _check_arrived(self, tree: Path, commit: str) -> None:
+        """A .gitignore in the repo makes the client leave files out without a word."""
+        there = set(self.api.list_repo_files(self.repo_id, revision=commit))
+        added = {p.relative_to(tree).as_posix() for p in tree.rglob("*") if p.is_file()}
+        if missing := sorted(added - there):
+            raise PublishError(
+                f"{self.repo_id} did not take {', '.join(missing)}: its .gitignore names them. Take them "
+                "out of it and publish again."
+            )
+
+
+def check_repo_id(repo_id: str) -> None:
+    """
+    Check that the Hub could have a repo of that name.
+
+    Raises:
+        ValueError: It could not.
+    """
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"repo_id={repo_id!r} is no name of a repo: {error}") from error
+    if "/" not in repo_id:
+        raise ValueError(f"repo_id={repo_id!r}: give 'user/name', with your user or organisation.")
+
+
+def _remove_empty(root: Path, folder: Path) -> None:
+    while folder != root and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+@contextmanager
+def _explained(repo_id: str) -> Iterator[None]:
+    """Say what the Hub's errors mean for publishing; the token never shows."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in CONFLICTS:
+            raise SomebodyElseCommitted from None
+        raise PublishError(_with_hint(repo_id, status, _without_token(str(error)))) from None
+    except _BROKE_OFF as error:
+        if isinstance(error, PublishError):
+            raise
+        raise PublishError(f"The Hub did not answer ({_without_token(_chain(error))}).") from None
+
+
+def _with_hint(repo_id: str, status: int, text: str) -> str:
+    if status == 401:
+        return (
+            f"The Hub does not know the token, or there is none ({text}). Log in with `hf auth login`, "
+            "or set HF_TOKEN."
+        )
+    if status == 403:
+        return (
+            f"The token may not write to {repo_id} ({text}). Use a token with write access, and a "
+            "repo_id of a user or organisation that it belongs to."
+        )
+    return f"The Hub answered with status {status} ({text})."
+
+
+def _chain(error: BaseException) -> str:
+    """An error and its cause: the client names a file, its cause says what happened."""
+    own = f"{type(error).__name__}: {error}"
+    cause = error.__cause__
+    return own if cause is None or str(cause) in own else f"{own} {type(cause).__name__}: {cause}"
+
+
+def _without_token(text: str) -> str:
+    token = get_token()
+    return text.replace(token, "...") if token else text

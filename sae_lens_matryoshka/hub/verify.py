@@ -1,0 +1,155 @@
+"""Before an upload: stock SAELens, in a process of its own, must compute what the original computes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from safetensors.torch import save_file
+
+from sae_lens_matryoshka.hub import reload
+from sae_lens_matryoshka.hub.staging import StagedSAE, level_name, needed_package
+from sae_lens_matryoshka.sae import MatryoshkaSAE, copy_of
+
+TOLERANCE = 1e-5
+TOKENS_PER_SCALE = 8
+SCALES = torch.logspace(-1, 3, 9)  # norms of inputs: some latent fires at one of them
+LATENTS_PER_TOKEN = 8
+ROUNDING = 4e-6  # of a sum of some thousand float32 products
+
+
+class BrokenRepoError(RuntimeError):
+    """What would be published cannot be loaded, or computes something else. Nothing was uploaded."""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """
+    What an SAE has to give once it is published.
+
+    Args:
+        x: Inputs, (tokens, d_in).
+        out: What the original makes of them, (tokens, d_in).
+        package: What has to be imported before SAELens can load it; None: stock SAELens can.
+    """
+
+    x: torch.Tensor
+    out: torch.Tensor
+    package: str | None
+
+
+@torch.no_grad()
+def expectations(staged: Sequence[StagedSAE], levels: bool) -> dict[str, Expectation]:
+    """
+    The originals' outputs, by sae_id. Those of levels come from one nested decode, not from cut SAEs.
+
+    Args:
+        staged: The SAEs.
+        levels: Whether their levels will be published as well.
+    """
+    found: dict[str, Expectation] = {}
+    for one in staged:
+        sae = _in_float32(one.original)
+        x, package = _inputs(sae), needed_package(one.sae)
+        found[one.sae_id] = Expectation(x, sae(x), package)
+        if levels and one.widths is not None:
+            matryoshka = MatryoshkaSAE(sae, one.widths)
+            for index, out in enumerate(matryoshka.reconstructions(x)):
+                name = level_name(index, matryoshka.widths[index])
+                found[f"{one.sae_id}/{name}"] = Expectation(x, out, package)
+    return found
+
+
+def verify(expected: Mapping[str, Expectation], root: Path) -> None:
+    """
+    Reload everything that was staged and compare with the originals.
+
+    Args:
+        expected: By sae_id.
+        root: Folder with the staged tree in `repo`; more files are written beside it.
+
+    Raises:
+        BrokenRepoError: An SAE cannot be loaded by stock SAELens, or gives other outputs.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for number, one in enumerate(expected.values()):
+        tensors[f"{number}.x"] = one.x.clone()
+        tensors[f"{number}.out"] = one.out.flatten(1).contiguous()
+    save_file(tensors, root / "expected.safetensors")
+    packages = {one.package for one in expected.values()} - {None}
+    spec = {"sae_ids": list(expected), "plugins": list(packages)}
+    (root / "spec.json").write_text(json.dumps(spec))
+    _judge(_reload(root), list(expected))
+
+
+def _in_float32(sae: SAE[Any]) -> SAE[Any]:
+    """As stock SAELens loads from the Hub; the very object where it is so already."""
+    if sae.dtype == torch.float32 and sae.device.type == "cpu":
+        return sae
+    return copy_of(sae).to(device="cpu", dtype=torch.float32)
+
+
+@torch.no_grad()
+def _inputs(sae: SAE[Any]) -> torch.Tensor:
+    """Inputs that make latents fire: mixtures of decoder rows and noise, of many norms."""
+    generator = torch.Generator().manual_seed(0)
+    n, d_sae = len(SCALES) * TOKENS_PER_SCALE, sae.cfg.d_sae
+    rows = sae.W_dec.flatten(1)  # (d_sae, d_out)
+    if rows.shape[1] != sae.cfg.d_in:  # a transcoder writes elsewhere
+        rows = sae.W_enc.T
+    chosen = torch.randint(d_sae, (n, LATENTS_PER_TOKEN), generator=generator)
+    mixture = rows[chosen].sum(dim=1)  # (n, d_in)
+    noise = torch.randn(mixture.shape, generator=generator)
+    x = mixture / mixture.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    x = x + 0.3 * noise / noise.norm(dim=-1, keepdim=True)
+    x = x * SCALES.repeat_interleave(TOKENS_PER_SCALE)[:, None]
+    if sae.cfg.reshape_activations == "hook_z":
+        x = x[:, None]  # one head of all channels
+    return _steady(sae, x, generator)
+
+
+def _steady(sae: SAE[Any], x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Without tokens that have a latent so near its threshold that rounding decides over it."""
+    fired = sae.encode(x) > 0  # (tokens, d_sae)
+    change = ROUNDING * (torch.randint(0, 2, x.shape, generator=generator) * 2 - 1)
+    same = torch.ones(len(x), dtype=torch.bool)
+    for factor in (1 + change, 1 - change):
+        same &= ((sae.encode(x * factor) > 0) == fired).all(dim=-1)
+    return x[same] if same.any() else x
+
+
+def _reload(root: Path) -> dict[str, float | str]:
+    done = subprocess.run(
+        [sys.executable, reload.__file__, str(root)],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    answer = root / "answer.json"
+    if not answer.is_file():
+        raise BrokenRepoError(
+            f"The check with stock SAELens ended with code {done.returncode}, nothing was uploaded. "
+            f"It printed: {done.stdout[-2000:]}"
+        )
+    return json.loads(answer.read_text())
+
+
+def _judge(answer: dict[str, float | str], sae_ids: list[str]) -> None:
+    for sae_id in sae_ids:
+        error = answer[sae_id]
+        if isinstance(error, str):
+            raise BrokenRepoError(
+                f"Stock SAELens cannot load {sae_id!r}: {error}. Nothing was uploaded."
+            )
+        if not error <= TOLERANCE:  # NaN too
+            raise BrokenRepoError(
+                f"{sae_id!r}, reloaded by stock SAELens, differs from the original by {error:.1e} of "
+                f"the output ({TOLERANCE:.0e} is allowed). Nothing was uploaded."
+            )

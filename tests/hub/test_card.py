@@ -1,0 +1,135 @@
+"""The model card: from what the repo holds to its README.md."""
+
+from typing import Any
+
+import pytest
+from bench_helpers import WIDTHS, random_sae
+from huggingface_hub import ModelCard
+
+from sae_lens_matryoshka import level_results
+from sae_lens_matryoshka.hub.card import CardEntry, build_card
+from sae_lens_matryoshka.level_results import measurement
+
+
+def entry(sae_id: str = "a", widths: list[int] | None = WIDTHS, **metadata: Any) -> CardEntry:
+    cfg = random_sae(widths=widths).cfg
+    for key, value in metadata.items():
+        cfg.metadata[key] = value
+    return CardEntry(sae_id, cfg.to_dict(), {})
+
+
+def card(*entries: CardEntry, existing: str | None = None, license_id: str | None = None) -> Any:
+    return ModelCard(build_card("me/saes", entries, existing, license_id))
+
+
+def row(text: str, start: str) -> list[str]:
+    line = next(line for line in text.splitlines() if line.startswith(start))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+class TestFrontMatter:
+    def test_what_the_hub_reads(self):
+        data = card(
+            entry(model_name="gemma-2-2b", dataset_path="monology/pile-uncopyrighted"),
+            license_id="apache-2.0",
+        ).data
+        assert data.library_name == "saelens"
+        assert data.license == "apache-2.0"
+        assert data.base_model == "google/gemma-2-2b"
+        assert data.datasets == ["monology/pile-uncopyrighted"]
+        assert data.tags == ["saelens", "sparse-autoencoder", "matryoshka"]
+
+    def test_a_model_and_data_that_are_not_on_the_hub(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "data" / "text").mkdir(parents=True)
+        data = card(entry(model_name="my-own", dataset_path="data/text")).data
+        assert data.base_model is None
+        assert data.datasets is None
+
+    def test_several_models(self):
+        data = card(entry("a", model_name="pythia-70m"), entry("b", model_name="some/model")).data
+        assert data.base_model == ["EleutherAI/pythia-70m", "some/model"]
+
+    def test_a_flat_sae_is_no_matryoshka(self):
+        flat = card(entry(widths=None))
+        assert flat.data.tags == ["saelens", "sparse-autoencoder"]
+        assert "atryoshka" not in flat.text.split("<!--")[1].split("-->", 1)[1]
+
+    def test_what_stands_there_is_kept(self):
+        existing = "---\nlicense: mit\nlanguage: en\ntags: [mine, saelens]\n---\n\nHello.\n"
+        data = card(entry(), existing=existing).data
+        assert (data.license, data.language) == ("mit", "en")
+        assert data.tags == ["mine", "saelens", "sparse-autoencoder", "matryoshka"]
+
+
+class TestTable:
+    def test_levels_in_rows_and_what_is_known_in_columns(self):
+        made = entry()
+        metadata = made.metadata
+        level_results.record(
+            metadata,
+            {
+                16: {"L0": measurement([9.63]), "FVU ↓": measurement([0.651])},
+                160: {"FVU ↓": measurement([0.263]), "TPP ↑": measurement([0.1, 0.2, 0.3])},
+            },
+        )
+        made.cfg["metadata"] = metadata.to_dict()
+        text = card(made).text
+        assert row(text, "| sae_id") == ["sae_id", "level", "width", "L0", "FVU ↓", "TPP ↑"]
+        rows = [
+            line for line in text.splitlines() if "(innermost)" in line or "(outermost)" in line
+        ]
+        assert [cell.strip() for cell in rows[0].strip("|").split("|")] == [
+            *("", "0 (innermost)", "16", "9.6", "0.651", "-")
+        ]
+        assert row(text, "| `a`") == [
+            *("`a`", "2 (outermost)", "160", "-", "0.263", "0.200 ± 0.100")
+        ]
+
+    def test_levels_that_are_published_say_how_to_load_them(self):
+        levels = [entry(f"a/level_{i}_width_{w}", WIDTHS[: i + 1]) for i, w in enumerate(WIDTHS)]
+        text = card(entry(), *levels).text
+        assert row(text, "| `a/level_0_width_16`")[1:] == ["0 (innermost)", "16"]
+        assert "`a/level_2_width_160`" not in text  # that is `a`
+        assert text.count("(innermost)") == 1
+
+    def test_l0_of_training_says_so(self):
+        assert row(card(entry(l0=24.0)).text, "| `a`")[3] == "24.0 (in training)"
+
+    def test_notes(self):
+        text = card(entry(level_results_notes=["TPP: an audit found it unreliable"])).text
+        assert "- TPP: an audit found it unreliable" in text
+
+
+class TestText:
+    def test_how_to_load(self):
+        text = card(entry("deep/er")).text
+        assert 'SAE.from_pretrained("me/saes", "deep/er")' in text
+        assert 'MatryoshkaSAE.from_pretrained("me/saes", "deep/er", revision="main")' in text
+        assert "bussmann2025" in text
+
+    def test_common_settings_once_and_differing_ones_in_a_table(self):
+        a = entry("a", training_architecture_details={"k": 20, "matryoshka_widths": WIDTHS})
+        b = entry("b", training_architecture_details={"k": 40, "matryoshka_widths": WIDTHS})
+        text = card(a, b).text.split("## Training")[1]
+        assert text.count("context_size: 64") == 1
+        assert row(text, "| sae_id") == ["sae_id", "k"]
+        assert row(text, "| `b`") == ["`b`", "40"]
+
+    def test_settings_of_the_runner(self):
+        made = entry()
+        made.runner_cfg.update(lr=3e-4, training_tokens=1000, wandb_id="secret")
+        text = card(made).text
+        assert "- lr: 0.0003" in text and "- training_tokens: 1000" in text
+        assert "secret" not in text
+
+    def test_an_sae_that_needs_a_package(self):
+        text = card(entry("a", needs_package="their_package"), entry("b")).text
+        assert "Not for stock SAELens:** `a` needs the package `their_package`." in text
+        assert 'SAE.from_pretrained("me/saes", "b")' in text
+
+    @pytest.mark.parametrize("existing", ["", "# Mine\n", "---\nlicense: mit\n---\n# Mine\n"])
+    def test_building_it_again_changes_nothing(self, existing):
+        first = build_card("me/saes", [entry()], existing or None, None)
+        assert build_card("me/saes", [entry()], first, None) == first
+        assert ("# Mine" in first) == bool(existing)

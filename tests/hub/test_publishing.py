@@ -1,0 +1,391 @@
+"""Publishing with the real client to a Hub on the loopback, loading with the real stock SAELens."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench_helpers import HOOK, WIDTHS, random_sae
+from huggingface_hub import HfApi, ModelCard
+from loopback_hub import READER, STRANGER, WRITER, LoopbackHub
+from sae_lens import SAE
+
+from sae_lens_matryoshka import MatryoshkaSAE
+from sae_lens_matryoshka.hub import BrokenRepoError, PublishError, publish
+from sae_lens_matryoshka.hub.publishing import CARD
+
+REPO = "alice/saes"
+ID = "layer_1/k_8"
+FILES = {f"{ID}/cfg.json", f"{ID}/sae_weights.safetensors"}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    with LoopbackHub(lfs_limit=1000) as hub:
+        hub.patch_client(monkeypatch, tmp_path / "home", WRITER)
+        yield hub
+
+
+@pytest.fixture
+def unverified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the check in a process of its own, ten seconds, where the upload is the subject."""
+    monkeypatch.setattr("sae_lens_matryoshka.hub.publishing.verify", lambda *_: None)
+
+
+def sae(seed: int = 0) -> Any:
+    return random_sae(seed, widths=WIDTHS)
+
+
+def published(hub: LoopbackHub, repo: str = REPO) -> set[str]:
+    return set(hub.files(repo)) - {".gitattributes"}
+
+
+def card(hub: LoopbackHub, repo: str = REPO) -> str:
+    return hub.files(repo)[CARD].decode()
+
+
+# ---- end to end
+
+
+LOAD_WITHOUT_PLUGIN = """
+import sys
+sys.modules["sae_lens_matryoshka"] = None
+import torch
+from sae_lens import SAE
+from safetensors.torch import load_file
+expected = load_file(sys.argv[1])
+for sae_id in sys.argv[3:]:
+    sae, _, sparsity = SAE.from_pretrained_with_cfg_and_sparsity(sys.argv[2], sae_id)
+    assert torch.equal(sae(expected["x"]), expected[sae_id]), sae_id
+    assert (sparsity is None) == ("sparsity" not in expected), sparsity
+print("same", "sae_lens_matryoshka" in str(sys.modules.get("sae_lens_matryoshka")))
+"""
+
+
+@pytest.mark.slow
+def test_anyone_can_load_what_is_published(hub: LoopbackHub, tmp_path: Path):
+    from safetensors.torch import save_file
+
+    original = sae()
+    original.save_model(tmp_path / "sae")
+    sparsity = torch.linspace(-10, -1, WIDTHS[-1])
+    save_file({"sparsity": sparsity}, tmp_path / "sae" / "sparsity.safetensors")
+    (tmp_path / "sae" / "runner_cfg.json").write_text('{"lr": 0.0003}')
+    before = {path: path.read_bytes() for path in (tmp_path / "sae").iterdir()}
+
+    address = publish({ID: tmp_path / "sae"}, REPO, levels=True, license="mit")
+
+    assert {path: path.read_bytes() for path in (tmp_path / "sae").iterdir()} == before
+    assert (
+        address == HfApi().list_repo_commits(REPO)[0].commit_id
+        or hub.commits(REPO)[-1].sha in address
+    )
+    assert len(hub.commits(REPO)) == 2  # the Hub's own, and one for everything
+    x = torch.randn(30, original.cfg.d_in) * 5
+    matryoshka = MatryoshkaSAE(original, WIDTHS)
+    ids = [ID, *(f"{ID}/level_{i}_width_{w}" for i, w in enumerate(WIDTHS))]
+    with torch.no_grad():
+        outs = [original(x), *(matryoshka.level(i)(x) for i in range(len(WIDTHS)))]
+    expected = tmp_path / "expected.safetensors"
+    save_file({"x": x, "sparsity": sparsity, **dict(zip(ids, outs, strict=True))}, expected)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOAD_WITHOUT_PLUGIN, str(expected), REPO, *ids],
+        env=os.environ | hub.environment(tmp_path / "other_home"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert published(hub) == {CARD, f"{ID}/runner_cfg.json"} | {
+        f"{sae_id}/{name}"
+        for sae_id in ids
+        for name in ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors")
+    }
+
+    # with the plugin: levels, a pinned revision
+    opened = MatryoshkaSAE.from_pretrained(REPO, ID)
+    assert opened.widths == tuple(WIDTHS)
+    torch.testing.assert_close(opened.reconstructions(x), torch.stack(outs[1:]))
+    first = hub.commits(REPO)[-1].sha
+    publish({ID: sae(seed=1)}, REPO)
+    pinned = MatryoshkaSAE.from_pretrained(REPO, ID, revision=first)
+    assert torch.equal(pinned.sae.W_dec, original.W_dec)
+    newest = MatryoshkaSAE.from_pretrained(REPO, ID, force_download=True)
+    assert torch.equal(newest.sae.W_dec, sae(seed=1).W_dec)
+
+
+@pytest.mark.slow
+def test_what_computes_something_else_is_not_published(
+    hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+):
+    from sae_lens.saes.jumprelu_sae import JumpReLUSAE
+
+    save = JumpReLUSAE.save_model
+
+    def save_wrong(self: Any, path: Any) -> Any:
+        self.W_dec.data *= 1.001
+        return save(self, path)
+
+    monkeypatch.setattr(JumpReLUSAE, "save_model", save_wrong)
+    with pytest.raises(BrokenRepoError, match="differs from the original by 1.0e-03"):
+        publish({ID: sae()}, REPO)
+    monkeypatch.setattr(
+        JumpReLUSAE, "save_model", lambda self, path: (save(self, path), _spoil(Path(path)))
+    )
+    with pytest.raises(BrokenRepoError, match="cannot load 'layer_1/k_8': KeyError.*nobodys"):
+        publish({ID: sae()}, REPO)
+    assert not hub.requests
+
+
+def _spoil(folder: Path) -> None:
+    cfg = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**cfg, "architecture": "nobodys"}))
+
+
+# ---- what is in the repo afterwards
+
+
+@pytest.mark.usefixtures("unverified")
+class TestRepublishing:
+    def test_others_stay_and_the_card_lists_all(self, hub):
+        publish({"a": sae()}, REPO, license="mit")
+        hub.commit(REPO, {"notes/figure.txt": b"by hand"})
+        publish({"b": sae(1), "c": sae(2)}, REPO)
+        assert {"a/cfg.json", "b/cfg.json", "c/cfg.json", "notes/figure.txt"} < published(hub)
+        assert len(hub.commits(REPO)) == 4
+        for sae_id in ("`a`", "`b`", "`c`"):
+            assert sae_id in card(hub)
+        assert ModelCard(card(hub)).data.license == "mit"
+
+    def test_levels_of_before_go(self, hub):
+        publish({ID: sae()}, REPO, levels=True)
+        other = MatryoshkaSAE.from_sae(sae(1), widths=[20, 160])
+        publish({ID: other}, REPO, levels=True)
+        folders = {path.rpartition("/")[0] for path in published(hub)} - {""}
+        assert folders == {ID, f"{ID}/level_0_width_20", f"{ID}/level_1_width_160"}
+        publish({ID: other}, REPO)
+        assert published(hub) == {CARD, *FILES}
+
+    def test_files_of_before_that_no_longer_hold_go(self, hub, tmp_path):
+        from safetensors.torch import save_file
+
+        sae().save_model(tmp_path)
+        save_file({"sparsity": torch.zeros(WIDTHS[-1])}, tmp_path / "sparsity.safetensors")
+        (tmp_path / "runner_cfg.json").write_text("{}")
+        publish({ID: tmp_path}, REPO)
+        assert {f"{ID}/sparsity.safetensors", f"{ID}/runner_cfg.json"} < published(hub)
+        publish({ID: sae(1)}, REPO)
+        assert published(hub) == {CARD, *FILES}
+
+    def test_the_same_again_is_no_commit(self, hub):
+        publish({ID: sae()}, REPO)
+        publish({ID: sae()}, REPO)
+        assert len(hub.commits(REPO)) == 2
+
+    def test_hand_written_parts_stay(self, hub):
+        publish({"a": sae()}, REPO)
+        ours = card(hub)
+        text = ours.replace("library_name: saelens", "library_name: saelens\nlanguage: en")
+        text = text.replace("- sparse-autoencoder", "- sparse-autoencoder\n- my-tag")
+        head, rest = text.split("---\n\n", 1)
+        text = f"{head}---\n\nBefore.\n\n{rest}\nAfter.\n"
+        hub.commit(REPO, {CARD: text.encode()})
+        publish({"b": sae(1)}, REPO)
+        new = ModelCard(card(hub))
+        assert new.data.language == "en"
+        assert "my-tag" in new.data.tags
+        assert "Before." in new.text.split("<!--")[0]
+        assert new.text.rstrip().endswith("After.")
+        assert new.text.count("## What is here") == 1
+
+    def test_a_card_of_before_this_package(self, hub):
+        hub.create(REPO)
+        hub.commit(REPO, {CARD: b"# Mine\n\nWords.\n"})
+        publish({"a": sae()}, REPO)
+        assert card(hub).index("# Mine") < card(hub).index("## What is here")
+        assert ModelCard(card(hub)).data.library_name == "saelens"
+
+    def test_a_dry_run_writes_the_very_same_tree(self, hub, tmp_path):
+        given = {"a": sae(), "b": MatryoshkaSAE(sae(1), WIDTHS)}
+        publish(given, REPO, levels=True, license="mit")
+        hub.requests.clear()
+        folder = publish(given, REPO, levels=True, license="mit", dry_run=tmp_path / "dry")
+        assert not hub.requests
+        paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+        written = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        on_the_hub = {k: v for k, v in hub.files(REPO).items() if k != ".gitattributes"}
+        assert written == on_the_hub
+        publish({"a": sae(2)}, REPO, dry_run=folder)  # again, over it
+        left = {path.relative_to(folder).parts[:2] for path in Path(folder).rglob("*.json")}
+        assert {parts[0] for parts in left} == {"a", "b"}
+        assert not list(Path(folder, "a").glob("level_*"))
+
+
+# ---- rights and revisions
+
+
+@pytest.mark.usefixtures("unverified")
+class TestRights:
+    def test_a_private_repo(self, hub, tmp_path, monkeypatch):
+        publish({ID: sae()}, REPO, private=True)
+        assert hub.repo(REPO).private
+        assert MatryoshkaSAE.from_pretrained(REPO, ID).widths == tuple(WIDTHS)
+        hub.patch_client(monkeypatch, tmp_path / "bobs_home", STRANGER)
+        with pytest.raises(OSError, match=REPO):
+            MatryoshkaSAE.from_pretrained(REPO, ID)
+
+    def test_a_public_repo_does_not_turn_private(self, hub):
+        publish({ID: sae()}, REPO)
+        with pytest.raises(PublishError, match="private=True, but alice/saes is public already"):
+            publish({ID: sae(1)}, REPO, private=True)
+        assert len(hub.commits(REPO)) == 2
+
+    @pytest.mark.parametrize("token", [None, "hf_nobody_knows"])
+    def test_no_token_or_an_unknown_one(self, hub, tmp_path, monkeypatch, token, caplog):
+        hub.patch_client(monkeypatch, tmp_path / "home2", token)
+        with pytest.raises(PublishError, match="hf auth login") as error:
+            publish({ID: sae()}, REPO)
+        assert "hf_nobody_knows" not in str(error.value) + caplog.text
+        assert REPO not in hub.store.repos
+
+    @pytest.mark.parametrize("token", [READER, STRANGER])
+    @pytest.mark.parametrize("exists", [True, False])
+    def test_no_rights(self, hub, tmp_path, monkeypatch, token, exists):
+        if exists:
+            hub.create(REPO)
+        hub.patch_client(monkeypatch, tmp_path / "home2", token)
+        with pytest.raises(PublishError, match="may not write to alice/saes") as error:
+            publish({ID: sae()}, REPO)
+        assert token not in str(error.value)
+        assert REPO not in hub.store.repos or len(hub.commits(REPO)) == 1
+
+    def test_a_branch(self, hub):
+        publish({ID: sae()}, REPO)
+        HfApi().create_branch(REPO, branch="next")
+        publish({ID: sae(1)}, REPO, revision="next")
+        on_next = MatryoshkaSAE.from_pretrained(REPO, ID, revision="next")
+        assert torch.equal(on_next.sae.W_dec, sae(1).W_dec)
+        assert torch.equal(MatryoshkaSAE.from_pretrained(REPO, ID).sae.W_dec, sae().W_dec)
+
+    def test_a_branch_that_is_not_there(self, hub):
+        with pytest.raises(PublishError, match="no repo alice/saes yet.*Publish there"):
+            publish({ID: sae()}, REPO, revision="next")
+        hub.create(REPO)
+        with pytest.raises(PublishError, match="revision='next': alice/saes has no such branch"):
+            publish({ID: sae()}, REPO, revision="next")
+        assert len(hub.commits(REPO)) == 1
+
+    def test_an_organisation(self, hub):
+        publish({ID: sae()}, "lab/saes")
+        assert published(hub, "lab/saes") > FILES
+
+
+# ---- faults
+
+
+@pytest.mark.usefixtures("unverified")
+class TestFaults:
+    @pytest.mark.parametrize(
+        ("method", "path", "times"),
+        [("POST", "/commit/", 1), ("PUT", "/lfs-storage/", 20), ("POST", "/preupload/", 20)],
+    )
+    @pytest.mark.parametrize("how", ["status", "drop"])
+    def test_nothing_is_half_published_and_a_retry_completes(self, hub, method, path, times, how):
+        publish({"a": sae()}, REPO)
+        before = hub.files(REPO)
+        if how == "status":
+            hub.fail(method, path, status=503, times=times)
+        else:
+            hub.drop(method, path, times=times)
+        with pytest.raises(PublishError, match="Nothing was published") as error:
+            publish({"b": sae(1)}, REPO)
+        assert WRITER not in str(error.value)
+        assert hub.files(REPO) == before
+        hub.heal()
+        publish({"b": sae(1)}, REPO)
+        assert {"a/cfg.json", "b/cfg.json"} < published(hub)
+
+    def test_a_lost_answer(self, hub):
+        hub.drop("POST", "/commit/", applied=True)
+        with pytest.raises(PublishError, match="Whether the commit arrived is not known"):
+            publish({ID: sae()}, REPO)
+        publish({ID: sae()}, REPO)
+        assert len(hub.commits(REPO)) == 2  # it had arrived, and nothing is there twice
+
+    def test_somebody_else_commits_in_between(self, hub):
+        publish({"a": sae()}, REPO)
+        hub.before_commit = lambda: hub.commit(REPO, {"README.md": b"# Theirs\n"})
+        publish({"b": sae(1)}, REPO)
+        assert "# Theirs" in card(hub)
+        assert "`a`" in card(hub) and "`b`" in card(hub)
+
+    def test_two_publishers_at_once(self, hub):
+        publish({"a": sae()}, REPO)
+        errors: list[BaseException] = []
+
+        def one(sae_id: str, seed: int) -> None:
+            try:
+                publish({sae_id: sae(seed)}, REPO)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [
+            threading.Thread(target=one, args=(sae_id, i)) for i, sae_id in enumerate("bcd", 1)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert {f"{sae_id}/cfg.json" for sae_id in "abcd"} < published(hub)
+        assert all(f"`{sae_id}`" in card(hub) for sae_id in "abcd")
+
+    def test_a_repo_that_never_stands_still(self, hub, monkeypatch):
+        publish({"a": sae()}, REPO)
+        monkeypatch.setattr("sae_lens_matryoshka.hub.publishing.ATTEMPTS", 2)
+        hub.fail("POST", "/commit/", status=412, times=2)
+        with pytest.raises(PublishError, match="kept changing while 2 commits were tried"):
+            publish({"b": sae(1)}, REPO)
+
+    def test_a_gitignore_that_names_our_files(self, hub):
+        hub.create(REPO)
+        hub.commit(REPO, {".gitignore": b"*.safetensors\n"})
+        with pytest.raises(PublishError, match=r"its \.gitignore names them"):
+            publish({ID: sae()}, REPO)
+
+    def test_the_token_stands_nowhere(self, hub, caplog, capfd):
+        publish({ID: sae()}, REPO)
+        output = capfd.readouterr()
+        everything = caplog.text + output.out + output.err
+        everything += "".join(content.decode("latin-1") for content in hub.files(REPO).values())
+        assert WRITER not in everything
+
+
+# ---- arguments
+
+
+@pytest.mark.parametrize("repo_id", ["saes", "alice/a b", "alice/../x", "a/b/c", ""])
+def test_no_name_of_a_repo(repo_id: str):
+    with pytest.raises(ValueError, match="repo_id="):
+        publish({ID: sae()}, repo_id)
+
+
+@pytest.mark.parametrize("options", [{"private": True}, {"revision": "next"}])
+def test_options_without_effect_on_a_dry_run(tmp_path: Path, options: dict[str, Any]):
+    with pytest.raises(ValueError, match="no effect on a dry run"):
+        publish({ID: sae()}, REPO, dry_run=tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_stock_and_flat_saes_are_published_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sae_lens_matryoshka.hub.publishing.verify", lambda *_: None)
+    publish({ID: random_sae()}, REPO, dry_run=tmp_path)
+    assert SAE.load_from_disk(tmp_path / ID).cfg.metadata.hook_name == HOOK
+    text = (tmp_path / CARD).read_text()
+    assert "Matryoshka" not in text
+    assert "matryoshka" not in ModelCard(text).data.tags

@@ -1,0 +1,182 @@
+"""What may be published, and the files it becomes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench_helpers import WIDTHS, random_sae
+from sae_lens import SAE
+from sae_lens.saes.sae import SAEMetadata, TrainStepInput
+from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from sae_lens.training.activation_scaler import ActivationScaler
+from safetensors.torch import load_file, save_file
+
+from sae_lens_matryoshka import MatryoshkaSAE, MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig
+from sae_lens_matryoshka.hub.staging import stage, write
+from sae_lens_matryoshka.sae import copy_of, inference_form
+
+METADATA = {"model_name": "m", "hook_name": "blocks.0.hook_resid_post", "context_size": 64}
+
+
+def one(given: Any, sae_id: str = "a") -> Any:
+    return stage({sae_id: given}, allow_plugin_only=False)[0]
+
+
+def topk_sae() -> TopKSAE:
+    torch.manual_seed(0)
+    details = {"matryoshka_widths": [8, 32]}
+    metadata = SAEMetadata(**METADATA, training_architecture_details=details)
+    sae = TopKSAE(TopKSAEConfig(d_in=16, d_sae=32, k=4, metadata=metadata))
+    sae.W_dec.data = torch.nn.functional.normalize(torch.randn(32, 16), dim=-1)
+    return sae
+
+
+def training_sae(**options: Any) -> MatryoshkaTrainingSAE:
+    torch.manual_seed(0)
+    cfg = MatryoshkaTrainingSAEConfig(
+        d_in=16,
+        d_sae=32,
+        k=4,
+        matryoshka_widths=[8, 32],
+        metadata=SAEMetadata(**METADATA),
+        **options,
+    )
+    sae = MatryoshkaTrainingSAE(cfg)
+    sae.training_forward_pass(TrainStepInput(torch.randn(200, 16), {}, None, 0, False))
+    return sae
+
+
+class TestIds:
+    @pytest.mark.parametrize(
+        "sae_id", ["../a", "a/../b", "/a", "a/", "", ".", "a//b", "a b", "a\\b", "a/..", "ä/ß?"]
+    )
+    def test_no_way_out_of_the_repo(self, sae_id):
+        with pytest.raises(ValueError, match="cannot be an sae_id"):
+            one(random_sae(), sae_id)
+
+    def test_names_of_levels_are_ours(self):
+        with pytest.raises(ValueError, match="levels=True gives such names"):
+            one(random_sae(), "a/level_0_width_16")
+
+    def test_nothing(self):
+        with pytest.raises(ValueError, match="nothing to publish"):
+            stage({}, allow_plugin_only=False)
+
+
+class TestForms:
+    def test_a_training_sae_ends_as_its_inference_form(self):
+        sae = training_sae()
+        before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+        staged = one(sae)
+        assert staged.sae.cfg.architecture() == "jumprelu"
+        assert staged.widths == (8, 32)
+        x = torch.randn(20, 16)
+        torch.testing.assert_close(staged.sae(x), inference_form(sae)(x))
+        assert all(torch.equal(before[name], tensor) for name, tensor in sae.state_dict().items())
+
+    def test_a_checkpoint_of_training_folds_its_statistics(self, tmp_path):
+        sae = training_sae(normalize_activations="expected_average_only_in")
+        sae.save_model(tmp_path)
+        scaler = ActivationScaler(scaling_factor=2.5)
+        scaler.save(str(tmp_path / "activation_scaler.json"))
+        staged = one(tmp_path)
+        sae.fold_activation_norm_scaling_factor(2.5)
+        assert staged.sae.cfg.normalize_activations == "none"
+        torch.testing.assert_close(staged.sae.W_enc, inference_form(sae).W_enc)
+
+    def test_statistics_that_are_missing(self, tmp_path):
+        sae = training_sae(normalize_activations="expected_average_only_in")
+        with pytest.raises(ValueError, match="statistics that are not in its weights"):
+            one(sae)
+
+    def test_a_matryoshka_sae_says_its_levels(self):
+        sae = random_sae(widths=[40])
+        staged = one(MatryoshkaSAE(sae, [20, 100]))
+        assert staged.widths == (20, 100, WIDTHS[-1])
+        details = staged.sae.cfg.metadata.training_architecture_details
+        assert details["matryoshka_widths"] == [20, 100, WIDTHS[-1]]
+        assert sae.cfg.metadata.training_architecture_details["matryoshka_widths"] == [40]
+
+    def test_a_flat_sae_has_none(self):
+        assert one(random_sae()).widths is None
+
+    def test_levels_named_beside_the_sae_only(self, tmp_path):
+        random_sae().save_model(tmp_path)
+        (tmp_path / "runner_cfg.json").write_text('{"sae": {"matryoshka_widths": [10, 160]}}')
+        assert one(tmp_path).widths == (10, 160)
+
+    def test_no_sae_there(self, tmp_path):
+        random_sae().save_model(tmp_path / "output" / "sae")
+        with pytest.raises(FileNotFoundError, match="There are SAEs in .*/output/sae"):
+            one(tmp_path / "output")
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
+    def test_numbers_that_are_not_finite(self, value):
+        sae = random_sae()
+        sae.W_enc.data[3, 5] = value
+        with pytest.raises(ValueError, match="not finite in W_enc"):
+            one(sae)
+
+    def test_decoder_norms(self):
+        sae = random_sae()
+        sae.W_dec.data[7] *= 1.01
+        with pytest.raises(ValueError, match=r"1 of 160 decoder rows .*sae.fold_W_dec_norm\(\)"):
+            one(sae)
+        sae.fold_W_dec_norm()
+        one(sae)
+
+    def test_decoder_norms_of_a_topk_sae(self):
+        sae = topk_sae()
+        one(sae)
+        sae.W_dec.data *= 2
+        with pytest.raises(ValueError, match="as_jumprelu=True"):
+            one(sae)
+
+    def test_a_decoder_row_of_zeros_does_nothing(self):
+        sae = random_sae()
+        sae.W_dec.data[7] = 0
+        one(sae)
+
+    def test_bfloat16_rounds_norms(self):
+        sae = copy_of(random_sae()).to(dtype=torch.bfloat16)
+        one(sae)
+
+    @pytest.mark.parametrize("key", ["model_name", "hook_name", "context_size", "sae_lens_version"])
+    def test_metadata_that_is_missing(self, key):
+        sae = random_sae()
+        sae.cfg.metadata[key] = None
+        with pytest.raises(ValueError, match=rf"Set sae.cfg.metadata.{key} = ..."):
+            one(sae)
+
+    def test_levels_of_a_topk_sae(self, tmp_path):
+        with pytest.raises(ValueError, match="as_jumprelu=True"):
+            list(write(one(topk_sae()), True, tmp_path))
+
+    def test_levels_of_a_flat_sae(self, tmp_path):
+        with pytest.raises(ValueError, match="names no matryoshka_widths"):
+            list(write(one(random_sae()), True, tmp_path))
+
+
+def test_files(tmp_path: Path):
+    sae = random_sae(widths=WIDTHS)
+    sae.save_model(tmp_path / "sae")
+    sparsity = torch.linspace(-10, -1, WIDTHS[-1])
+    save_file({"sparsity": sparsity}, tmp_path / "sae" / "sparsity.safetensors")
+    (tmp_path / "sae" / "runner_cfg.json").write_text('{"lr": 1}')
+    tree = tmp_path / "repo"
+    written = dict(write(one(tmp_path / "sae", "deep/er"), True, tree))
+    levels = {f"deep/er/level_{i}_width_{w}": w for i, w in enumerate(WIDTHS)}
+    assert written == {"deep/er": WIDTHS[-1], **levels}
+    for sae_id, width in written.items():
+        stock = SAE.load_from_disk(tree / sae_id)
+        assert torch.equal(stock.W_dec, sae.W_dec[:width])
+        assert torch.equal(
+            load_file(tree / sae_id / "sparsity.safetensors")["sparsity"], sparsity[:width]
+        )
+        cfg = json.loads((tree / sae_id / "cfg.json").read_text())
+        assert cfg["metadata"]["sae_lens_version"]
+    assert [p.parent.name for p in tree.rglob("runner_cfg.json")] == ["er"]

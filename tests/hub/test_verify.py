@@ -1,0 +1,94 @@
+"""The check before an upload: another process, stock SAELens, the same outputs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench_helpers import WIDTHS, random_sae
+from sae_lens.registry import SAE_CLASS_REGISTRY
+from sae_lens.saes.sae import SAEMetadata
+
+from sae_lens_matryoshka import MatryoshkaSAE
+from sae_lens_matryoshka.hub import publish, reload
+from sae_lens_matryoshka.hub.staging import stage
+from sae_lens_matryoshka.hub.verify import expectations
+
+PLUGIN = '''
+"""A package with an architecture of its own."""
+from sae_lens import register_sae_class
+from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+
+class TheirConfig(StandardSAEConfig):
+    @classmethod
+    def architecture(cls):
+        return "theirs"
+
+class TheirSAE(StandardSAE):
+    cfg: TheirConfig
+    def encode(self, x):
+        return super().encode(x) * 2
+
+register_sae_class("theirs", TheirSAE, TheirConfig)
+'''
+
+
+@pytest.mark.parametrize("widths", [None, WIDTHS])
+def test_latents_fire_on_the_inputs(widths: list[int] | None):
+    given = random_sae(widths=widths)
+    expected = expectations(stage({"a": given}, False), levels=widths is not None)
+    assert len(expected) == (1 if widths is None else 1 + len(WIDTHS))
+    x = expected["a"].x
+    fired = given.encode(x) > 0
+    assert fired.sum(dim=1).max() > 5
+    assert fired.any(dim=0).float().mean() > 0.5  # most latents take part
+    for sae_id, one in expected.items():
+        width = int(sae_id.rpartition("_")[2]) if sae_id != "a" else WIDTHS[-1]
+        cut = given if widths is None else MatryoshkaSAE(given, WIDTHS).truncate(width)
+        scale = one.out.abs().amax(dim=-1, keepdim=True).clamp(min=1e-6)
+        torch.testing.assert_close(one.out / scale, cut(x) / scale, rtol=0, atol=1e-6)
+
+
+def test_a_latent_at_its_threshold_is_left_to_nobodys_rounding():
+    sae = random_sae()
+    x = expectations(stage({"a": sae}, False), levels=False)["a"].x
+    latent = int(sae.encode(x)[50].argmax())
+    hidden_pre = (x[50] - sae.b_dec) @ sae.W_enc[:, latent] + sae.b_enc[latent]
+    sae.threshold.data[latent] = hidden_pre
+    kept = expectations(stage({"a": sae}, False), levels=False)["a"].x
+    assert not (kept == x[50]).all(dim=-1).any()
+    assert len(kept) > len(x) // 2
+
+
+def test_the_script_imports_nothing_of_this_package():
+    source = Path(reload.__file__).read_text()
+    assert "sae_lens_matryoshka." not in source and "import sae_lens_matryoshka" not in source
+
+
+@pytest.mark.slow
+def test_an_sae_that_stock_saelens_cannot_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "their_plugin.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    import their_plugin  # type: ignore[import-not-found]
+
+    try:
+        torch.manual_seed(0)
+        metadata = SAEMetadata(model_name="m", hook_name="blocks.0.hook_resid_post", context_size=8)
+        sae: Any = their_plugin.TheirSAE(
+            their_plugin.TheirConfig(d_in=16, d_sae=32, metadata=metadata)
+        )
+        sae.W_dec.data = torch.nn.functional.normalize(torch.randn(32, 16), dim=-1)
+        out = tmp_path / "out"
+        with pytest.raises(
+            ValueError, match="'theirs' of their_plugin, which stock SAELens cannot"
+        ):
+            publish({"a": sae}, "me/saes", dry_run=out)
+        publish({"a": sae}, "me/saes", dry_run=out, allow_plugin_only=True)
+        cfg = json.loads((out / "a" / "cfg.json").read_text())
+        assert cfg["architecture"] == "theirs"
+        assert "`a` needs the package `their_plugin`" in (out / "README.md").read_text()
+    finally:
+        del SAE_CLASS_REGISTRY["theirs"], sys.modules["their_plugin"]

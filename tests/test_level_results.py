@@ -1,0 +1,39 @@
+"""What is known of levels travels with the SAE, and only as far as the levels do."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from bench_helpers import WIDTHS, random_sae
+from sae_lens import SAE
+
+from sae_lens_matryoshka import MatryoshkaSAE
+from sae_lens_matryoshka.level_results import measurement, record, results_of
+
+
+def test_several_seeds():
+    assert measurement([0.5]) == {"mean": 0.5}
+    assert measurement([1.0, 2.0, 3.0]) == {"mean": 2.0, "std": 1.0, "seeds": 3}
+
+
+def test_saved_loaded_and_cut(tmp_path: Path):
+    matryoshka = MatryoshkaSAE.from_sae(random_sae(widths=WIDTHS))
+    metadata = matryoshka.sae.cfg.metadata
+    record(metadata, {width: {"FVU ↓": measurement([1 / width])} for width in WIDTHS})
+    record(metadata, {16: {"L0": measurement([3])}})
+    matryoshka.save(tmp_path)
+    loaded = MatryoshkaSAE.load_from_disk(tmp_path)
+    assert results_of(loaded.sae.cfg.metadata, 16) == {"FVU ↓": {"mean": 1 / 16}, "L0": {"mean": 3}}
+    cut = loaded.level(1).cfg.metadata
+    assert results_of(cut, 64) == {"FVU ↓": {"mean": 1 / 64}}
+    assert results_of(cut, 160) == {}
+    assert results_of(SAE.load_from_disk(tmp_path).cfg.metadata, 160)  # stock SAELens keeps it
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_json_has_no_such_numbers(value: float):
+    metadata = random_sae().cfg.metadata
+    record(metadata, {16: {"FVU ↓": measurement([value]), "L0": measurement([1.0])}})
+    assert results_of(metadata, 16) == {"L0": {"mean": 1.0}}
+    json.dumps(metadata.to_dict(), allow_nan=False)
