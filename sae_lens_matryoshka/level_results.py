@@ -1,15 +1,23 @@
-"""What was measured of an SAE's levels, kept in its metadata: it travels with cfg.json."""
+"""What was measured of an SAE's levels, kept in its metadata: it travels with cfg.json.
+
+The SAE's fingerprint stands beside the numbers: they hold for those weights and thresholds only.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any, TypedDict
 
+from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 from typing_extensions import NotRequired
 
+from sae_lens_matryoshka.fingerprint import fingerprint
+
 KEY = "level_results"
 """The key in the metadata: width, as JSON writes it, to label to measurement."""
+MEASURED_ON = "level_results_fingerprint"
+"""The key of the fingerprint of the SAE that they were measured on."""
 NOTES = "level_results_notes"
 """The key of what a reader must know before comparing them: a list of sentences."""
 
@@ -42,19 +50,35 @@ def results_of(metadata: SAEMetadata, width: int) -> dict[str, Measurement]:
     return dict(known.get(str(width), {}))
 
 
-def record(metadata: SAEMetadata, results: Mapping[int, Mapping[str, Measurement]]) -> None:
+def record(sae: SAE[Any], results: Mapping[int, Mapping[str, Measurement]]) -> None:
     """
-    Keep measurements of levels; older ones of the same level and label are replaced.
+    Keep measurements of an SAE's levels in its metadata; older ones of the same label are replaced.
 
     Args:
-        metadata: The SAE's metadata.
+        sae: The SAE that was measured.
         results: By width and label. Numbers that are not finite are left out: JSON has none.
     """
+    metadata = sae.cfg.metadata
+    drop_outdated(sae)
     known: dict[str, Any] = dict(metadata.get(KEY) or {})
     for width, measured in results.items():
         finite = {label: one for label, one in measured.items() if math.isfinite(one["mean"])}
         known[str(width)] = {**known.get(str(width), {}), **finite}
-    metadata[KEY] = known
+    metadata[KEY], metadata[MEASURED_ON] = known, fingerprint(sae)
+
+
+def drop_outdated(sae: SAE[Any]) -> bool:
+    """
+    Forget results that were measured on other weights or thresholds.
+
+    Returns:
+        Whether there were any.
+    """
+    metadata = sae.cfg.metadata
+    if not metadata.get(KEY) or metadata[MEASURED_ON] == fingerprint(sae):
+        return False
+    metadata[KEY] = metadata[MEASURED_ON] = metadata[NOTES] = None
+    return True
 
 
 def keep_up_to(metadata: SAEMetadata, width: int) -> None:

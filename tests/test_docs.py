@@ -172,6 +172,6 @@ def test_the_reference_holds_every_public_name():
         module, _, name = identifier.rpartition(".")
         assert hasattr(importlib.import_module(module), name), identifier
     public = {thing for name in slm.__all__ if not ismodule(thing := getattr(slm, name))}
-    public |= {slm.bench.run, slm.bench.BenchConfig}
+    public |= {slm.bench.run, slm.bench.BenchConfig, slm.hub.publish, slm.hub.convert}
     homes = {f"{thing.__module__}.{thing.__qualname__}" for thing in public}
     assert homes <= set(described)

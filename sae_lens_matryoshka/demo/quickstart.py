@@ -24,7 +24,7 @@ from sae_lens_matryoshka.demo.snippets import (
     top_snippets,
 )
 from sae_lens_matryoshka.demo.text import texts
-from sae_lens_matryoshka.level_results import NOTES, measurement, record
+from sae_lens_matryoshka.level_results import NOTES, Measurement, measurement, record
 from sae_lens_matryoshka.runner import (
     LanguageModelSAERunnerConfig,
     MatryoshkaSAETrainingRunner,
@@ -238,17 +238,17 @@ def _token_rows(
 
 def _record(matryoshka: MatryoshkaSAE, results: Sequence[LevelResult], size: Size) -> None:
     """Keep the results in the SAE's metadata, where a model card finds them."""
-    metadata = matryoshka.sae.cfg.metadata
+    measured: dict[int, dict[str, Measurement]] = {}
     for result in results:
-        measured = {
+        values = {
             "L0": result.l0,
             "FVU ↓": result.fvu,
             "cross-entropy recovered ↑": result.ce_recovered,
             "silent latents": result.silent,
         }
-        measurements = {label: measurement([value]) for label, value in measured.items()}
-        record(metadata, {result.width: measurements})
-    metadata[NOTES] = [
+        measured[result.width] = {label: measurement([value]) for label, value in values.items()}
+    record(matryoshka.sae, measured)
+    matryoshka.sae.cfg.metadata[NOTES] = [
         f"Measured on {size.evaluated_prompts} held-out sequences of {CONTEXT_SIZE} tokens; silent latents "
         f"fired on none of {size.shown_prompts}"
     ]

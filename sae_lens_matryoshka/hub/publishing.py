@@ -113,9 +113,7 @@ def _record_dead_latents(staged: Sequence[StagedSAE]) -> None:
             width: level_results.measurement([int((one.sparsity[:width] < NEVER_FIRED).sum())])
             for width in one.widths or [one.sae.cfg.d_sae]
         }
-        level_results.record(
-            one.sae.cfg.metadata, {width: {"dead latents": n} for width, n in counts.items()}
-        )
+        level_results.record(one.sae, {width: {"dead latents": n} for width, n in counts.items()})
 
 
 def _commit(

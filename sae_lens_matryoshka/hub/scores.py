@@ -47,9 +47,8 @@ def attach_scores(saes: dict[str, SAE[Any]], results: Path) -> None:
     notes = _notes(run)
     for sae_id, name in known.items():
         if name is not None:
-            metadata = saes[sae_id].cfg.metadata
-            level_results.record(metadata, _measurements(run, rows, name))
-            metadata[level_results.NOTES] = notes
+            level_results.record(saes[sae_id], _measurements(run, rows, name))
+            saes[sae_id].cfg.metadata[level_results.NOTES] = notes
 
 
 def _measurements(

@@ -1,5 +1,6 @@
 """SAEs on their way to the Hub: opened, checked, and laid out as files that stock SAELens loads."""
 
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens_matryoshka.checkpoint import FOLDED_NORMALIZATIONS
 from sae_lens_matryoshka.hub.folder import open_folder, widths_beside
+from sae_lens_matryoshka.level_results import drop_outdated
 from sae_lens_matryoshka.sae import (
     MatryoshkaSAE,
     copy_of,
@@ -26,6 +28,8 @@ from sae_lens_matryoshka.sae import (
     named_widths,
     write_widths,
 )
+
+logger = logging.getLogger(__name__)
 
 NEEDED_METADATA = ("model_name", "hook_name", "context_size", "sae_lens_version")
 NEEDED_PACKAGE = "needs_package"
@@ -191,6 +195,16 @@ def _staged(
     original = inference_form(given) if isinstance(given, TrainingSAE) else given
     sae = copy_of(original).to("cpu")
     sae.cfg.device = "cpu"
+    if drop_outdated(sae):
+        logger.warning(
+            "%r carries results that were measured on other weights or thresholds. They are left out.",
+            sae_id,
+        )
+    if sparsity is not None and len(sparsity) != sae.cfg.d_sae:
+        raise ValueError(
+            f"{sae_id!r} has {sae.cfg.d_sae} latents, but the {SPARSITY_FILENAME} beside it has "
+            f"{len(sparsity)}: it is another SAE's. Remove it."
+        )
     if widths is not None:
         widths = MatryoshkaSAE(sae, widths).widths
         write_widths(sae.cfg.metadata, widths)

@@ -64,17 +64,15 @@ class TestFrontMatter:
 
 class TestTable:
     def test_levels_in_rows_and_what_is_known_in_columns(self):
-        made = entry()
-        metadata = made.metadata
+        sae = random_sae(widths=WIDTHS)
         level_results.record(
-            metadata,
+            sae,
             {
                 16: {"L0": measurement([9.63]), "FVU ↓": measurement([0.651])},
                 160: {"FVU ↓": measurement([0.263]), "TPP ↑": measurement([0.1, 0.2, 0.3])},
             },
         )
-        made.cfg["metadata"] = metadata.to_dict()
-        text = card(made).text
+        text = card(CardEntry("a", sae.cfg.to_dict(), {})).text
         assert row(text, "| sae_id") == ["sae_id", "level", "width", "L0", "FVU ↓", "TPP ↑"]
         rows = [
             line for line in text.splitlines() if "(innermost)" in line or "(outermost)" in line

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens_matryoshka import MatryoshkaSAE, MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.hub.staging import stage, write
+from sae_lens_matryoshka.level_results import measurement, record, results_of
 from sae_lens_matryoshka.sae import copy_of, inference_form
 
 METADATA = {"model_name": "m", "hook_name": "blocks.0.hook_resid_post", "context_size": 64}
@@ -106,6 +107,21 @@ class TestForms:
         random_sae().save_model(tmp_path)
         (tmp_path / "runner_cfg.json").write_text('{"sae": {"matryoshka_widths": [10, 160]}}')
         assert one(tmp_path).widths == (10, 160)
+
+    def test_results_of_other_thresholds_are_left_out(self, caplog):
+        sae = random_sae(widths=WIDTHS)
+        record(sae, {16: {"L0": measurement([9.5])}})
+        assert results_of(one(sae).sae.cfg.metadata, 16)
+        sae.threshold.data += 1
+        assert not results_of(one(sae).sae.cfg.metadata, 16)
+        assert "measured on other weights or thresholds" in caplog.text
+        assert results_of(sae.cfg.metadata, 16)  # the caller's object stays
+
+    def test_sparsity_of_another_sae(self, tmp_path):
+        random_sae().save_model(tmp_path)
+        save_file({"sparsity": torch.zeros(64)}, tmp_path / "sparsity.safetensors")
+        with pytest.raises(ValueError, match="has 160 latents, but the sparsity.safetensors"):
+            one(tmp_path)
 
     def test_no_sae_there(self, tmp_path):
         random_sae().save_model(tmp_path / "output" / "sae")
