@@ -10,10 +10,10 @@ _PREPENDS_BOS = True  # SAELens's default in training, for an SAE that does not 
 
 
 def fingerprint(sae: SAE[Any]) -> str:
-    """A hash of weights, config and what text the SAE is fed; not of its name or place."""
+    """A hash of weights, config and what text the SAE is fed; not of its name, place or data type."""
     digest = hashlib.sha256()
     config = sae.cfg.to_dict()
-    config = {k: v for k, v in config.items() if k not in ("metadata", "device")}
+    config = {k: v for k, v in config.items() if k not in ("metadata", "device", "dtype")}
     metadata = sae.cfg.metadata
     bos = _PREPENDS_BOS if metadata.prepend_bos is None else metadata.prepend_bos
     config |= {"prepend_bos": bos, "seqpos_slice": metadata.seqpos_slice}

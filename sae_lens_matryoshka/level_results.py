@@ -21,6 +21,9 @@ MEASURED_ON = "level_results_fingerprint"
 NOTES = "level_results_notes"
 """The key of what a reader must know before comparing them: a list of sentences."""
 
+L0 = "L0"
+FVU = "FVU ↓"
+
 
 class Measurement(TypedDict):
     """
@@ -44,7 +47,7 @@ def measurement(values: Sequence[float]) -> Measurement:
     return {"mean": mean(values), "std": stdev(values), "seeds": len(values)}
 
 
-def results_of(metadata: SAEMetadata, width: int) -> dict[str, Measurement]:
+def results_of(metadata: SAEMetadata | dict[str, Any], width: int) -> dict[str, Measurement]:
     """What is known of the level of that width, by label; empty if nothing."""
     known: dict[str, dict[str, Measurement]] = metadata.get(KEY) or {}
     return dict(known.get(str(width), {}))
@@ -58,8 +61,8 @@ def record(sae: SAE[Any], results: Mapping[int, Mapping[str, Measurement]]) -> N
         sae: The SAE that was measured.
         results: By width and label. Numbers that are not finite are left out: JSON has none.
     """
-    metadata = sae.cfg.metadata
     drop_outdated(sae)
+    metadata = sae.cfg.metadata
     known: dict[str, Any] = dict(metadata.get(KEY) or {})
     for width, measured in results.items():
         finite = {label: one for label, one in measured.items() if math.isfinite(one["mean"])}
@@ -77,12 +80,21 @@ def drop_outdated(sae: SAE[Any]) -> bool:
     metadata = sae.cfg.metadata
     if not metadata.get(KEY) or metadata[MEASURED_ON] == fingerprint(sae):
         return False
-    metadata[KEY] = metadata[MEASURED_ON] = metadata[NOTES] = None
+    forget(metadata)
     return True
 
 
-def keep_up_to(metadata: SAEMetadata, width: int) -> None:
-    """Forget the levels that a cut SAE no longer has."""
-    known: dict[str, Any] = metadata.get(KEY) or {}
-    if known:
-        metadata[KEY] = {key: measured for key, measured in known.items() if int(key) <= width}
+def forget(metadata: SAEMetadata) -> None:
+    """Take all results out of the metadata."""
+    for key in (KEY, MEASURED_ON, NOTES):
+        if key in metadata:
+            metadata[key] = None
+
+
+def hand_on(whole: SAE[Any], level: SAE[Any]) -> None:
+    """Give an SAE that was cut from another what is known of it and of the levels inside it."""
+    known: dict[str, Any] = whole.cfg.metadata.get(KEY) or {}
+    inside = {int(width): m for width, m in known.items() if int(width) <= level.cfg.d_sae}
+    if inside:
+        record(level, inside)
+        level.cfg.metadata[NOTES] = whole.cfg.metadata[NOTES]

@@ -19,6 +19,8 @@ from sae_lens_matryoshka.nested_sae import is_hooked
 # Parameters of the stock architectures, by the dimension that holds the latents.
 _LATENT_DIM = {"W_enc": 1, "b_enc": 0, "threshold": 0, "W_dec": 0}
 
+UNIT_TOLERANCE = 1e-5  # SAEBench's own, which warns beyond it
+
 S = TypeVar("S", bound=SAE[Any])
 
 
@@ -141,7 +143,7 @@ class MatryoshkaSAE:
         sae, published_widths = load_published(
             repo_id, sae_id, revision, force_download, device, dtype
         )
-        return cls.from_sae(sae, widths or published_widths)
+        return cls.from_sae(sae, widths or named_widths(sae.cfg.metadata) or published_widths)
 
     # ---- levels
 
@@ -191,7 +193,7 @@ class MatryoshkaSAE:
         write_widths(cut.metadata, [w for w in self.widths if w < width] + [width])
         if width < cfg.d_sae:  # what training counted was the whole dictionary's
             cut.metadata.l0 = cut.metadata.num_dead_features = None
-            level_results.keep_up_to(cut.metadata, width)
+            level_results.forget(cut.metadata)
         state_dict = {
             name: tensor.narrow(_LATENT_DIM[name], 0, width).clone()
             if name in _LATENT_DIM
@@ -269,9 +271,20 @@ def build(sae_class: type[S], cfg: Any, state_dict: dict[str, torch.Tensor]) -> 
     return sae
 
 
-def named_widths(metadata: SAEMetadata) -> Sequence[int] | None:
+def has_unit_norms(sae: SAE[Any], tolerance: float = UNIT_TOLERANCE) -> bool:
+    """Whether decoder rows have norm 1, or 0 where a latent does nothing."""
+    norms = sae.W_dec.flatten(1).float().norm(dim=-1)  # (d_sae,)
+    return bool((((norms - 1).abs() <= tolerance) | (norms == 0)).all())
+
+
+def not_finite(sae: SAE[Any]) -> list[str]:
+    """The names of the weights that hold NaN or infinite numbers."""
+    return [name for name, tensor in sae.state_dict().items() if not tensor.isfinite().all()]
+
+
+def named_widths(metadata: SAEMetadata | dict[str, Any]) -> Sequence[int] | None:
     """The levels that an SAE's metadata names, None for a flat one."""
-    return (metadata.training_architecture_details or {}).get("matryoshka_widths") or None
+    return (metadata.get("training_architecture_details") or {}).get("matryoshka_widths") or None
 
 
 def write_widths(metadata: SAEMetadata, widths: Sequence[int]) -> None:

@@ -63,7 +63,9 @@ def test_all_options(folder: Path, tmp_path: Path, calls: list[Any]):
         )
     ]
     assert "Published: https://the.hub/commit/1" in done.stdout
-    assert 'SAE.from_pretrained("me/x", "a/b")' in done.stdout
+    assert '  MatryoshkaSAE.from_pretrained("me/x", "a/b", revision="next")' in done.stdout
+    done = invoke("publish", f"a/b={folder}", "--repo-id", "me/x")
+    assert '  SAE.from_pretrained("me/x", "a/b")' in done.stdout
 
 
 def test_ids(folder: Path, tmp_path: Path, calls: list[Any]):

@@ -25,7 +25,7 @@ PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in sorted(DOCS.r
 README = {"README.md": (ROOT / "README.md").read_text()}  # its examples need a network
 
 FENCE = re.compile(
-    r"^(?:<!-- not run: (?P<excuse>.+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    r"^(?:<!-- not run: (?P<excuse>[^\n]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 

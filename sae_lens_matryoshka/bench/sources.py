@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from sae_lens import SAE
 from sae_lens.loading.pretrained_sae_loaders import dictionary_learning_sae_huggingface_loader_1
 from sae_lens.saes.sae import TrainingSAE
@@ -13,9 +12,14 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens_matryoshka.bench.config import SAESource
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.hub.download import download_sae
-from sae_lens_matryoshka.sae import MatryoshkaSAE, copy_of, inference_form, named_widths
-
-NORM_TOLERANCE = 1e-5  # SAEBench's own
+from sae_lens_matryoshka.sae import (
+    MatryoshkaSAE,
+    copy_of,
+    has_unit_norms,
+    inference_form,
+    named_widths,
+    not_finite,
+)
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,13 @@ def bench_form(sae: SAE[Any], name: str, hook_name: str, model_name: str) -> SAE
             f"SAE {name!r} was trained on {trained_on}, but hook_name is {hook_name}. Its numbers there "
             "would mean nothing: give the SAE's own hook, in a config of its own."
         )
-    broken = [key for key, tensor in copied.state_dict().items() if not tensor.isfinite().all()]
-    if broken:
+    if broken := not_finite(copied):
         raise ConfigError(f"SAE {name!r} holds numbers that are not finite in {', '.join(broken)}.")
     copied.cfg.metadata.hook_name = hook_name
     copied.cfg.metadata.model_name = copied.cfg.metadata.model_name or model_name
     if copied.cfg.metadata.prepend_bos is None:
         copied.cfg.metadata.prepend_bos = True  # SAELens's default in training
-    if not _has_unit_norms(copied):
+    if not has_unit_norms(copied):
         try:
             copied.fold_W_dec_norm()
         except NotImplementedError as error:
@@ -160,8 +163,3 @@ def layer_of(hook_name: str) -> int | None:
     """The layer that a hook belongs to, None for hooks outside the blocks."""
     match = re.match(r"blocks\.(\d+)\.", hook_name)
     return int(match[1]) if match else None
-
-
-def _has_unit_norms(sae: SAE[Any]) -> bool:
-    norms = sae.W_dec.flatten(1).norm(dim=-1)
-    return bool(torch.allclose(norms, torch.ones_like(norms), atol=NORM_TOLERANCE, rtol=0))

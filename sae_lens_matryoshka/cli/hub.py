@@ -8,6 +8,7 @@ import typer
 from sae_lens_matryoshka.cli.shell import Debug, app, errors_shown, load_sae_lens
 from sae_lens_matryoshka.config_file import ConfigError
 
+MAIN = "main"
 CFG_FILENAME = "cfg.json"  # SAELens's name, kept here since importing it is slow
 
 
@@ -45,7 +46,7 @@ def publish(
     private: Annotated[bool, typer.Option("--private", help="Make a new repo private.")] = False,
     revision: Annotated[
         str, typer.Option("--revision", metavar="BRANCH", help="Branch to publish to.")
-    ] = "main",
+    ] = MAIN,
     dry_run: Annotated[
         Path | None,
         typer.Option(
@@ -87,8 +88,10 @@ def publish(
             return
         typer.echo(f"Published: {place}")
         typer.echo("To load:")
+        pinned = "" if revision == MAIN else f', revision="{revision}"'
+        loader = "MatryoshkaSAE" if pinned else "SAE"  # stock SAELens knows the main branch only
         for sae_id in given:
-            typer.echo(f'  SAE.from_pretrained("{repo_id}", "{sae_id}")')
+            typer.echo(f'  {loader}.from_pretrained("{repo_id}", "{sae_id}"{pinned})')
 
 
 @app.command()

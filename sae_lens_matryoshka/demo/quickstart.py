@@ -24,7 +24,7 @@ from sae_lens_matryoshka.demo.snippets import (
     top_snippets,
 )
 from sae_lens_matryoshka.demo.text import texts
-from sae_lens_matryoshka.level_results import NOTES, Measurement, measurement, record
+from sae_lens_matryoshka.level_results import FVU, L0, NOTES, Measurement, measurement, record
 from sae_lens_matryoshka.runner import (
     LanguageModelSAERunnerConfig,
     MatryoshkaSAETrainingRunner,
@@ -241,8 +241,8 @@ def _record(matryoshka: MatryoshkaSAE, results: Sequence[LevelResult], size: Siz
     measured: dict[int, dict[str, Measurement]] = {}
     for result in results:
         values = {
-            "L0": result.l0,
-            "FVU ↓": result.fvu,
+            L0: result.l0,
+            FVU: result.fvu,
             "cross-entropy recovered ↑": result.ce_recovered,
             "silent latents": result.silent,
         }

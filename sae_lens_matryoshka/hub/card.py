@@ -1,20 +1,27 @@
 """The model card: rebuilt from what the repo holds, hand-written parts and front matter kept."""
 
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
-from sae_lens.saes.sae import SAEMetadata
+from huggingface_hub import RepoCard
+from jinja2 import Environment, StrictUndefined
+from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
+from yaml import YAMLError
 
-from sae_lens_matryoshka.hub.staging import NEEDED_PACKAGE, is_level_name, level_name
-from sae_lens_matryoshka.level_results import NOTES, Measurement, results_of
+from sae_lens_matryoshka.hub.sae_ids import level_id
+from sae_lens_matryoshka.hub.staging import NEEDED_PACKAGE
+from sae_lens_matryoshka.level_results import FVU, L0, NOTES, Measurement, results_of
 from sae_lens_matryoshka.markdown_table import pipe_table
 from sae_lens_matryoshka.model_names import official_name
 from sae_lens_matryoshka.sae import named_widths
 
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"
 BEGIN = "<!-- written by sae-lens-matryoshka at every publish; edit outside of these two marks -->"
 END = "<!-- end of what sae-lens-matryoshka writes -->"
 
@@ -22,7 +29,7 @@ TAGS = ("saelens", "sparse-autoencoder")
 MATRYOSHKA_TAG = "matryoshka"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 NO_METADATA = "---\n{}\n---\n"
-HUB_NAME = r"[\w.-]+/[\w.-]+"
+HUB_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 
 # Settings shown of the runner's configuration; the others are in the repo's runner_cfg.json.
 RUNNER_SETTINGS = ("training_tokens", "train_batch_size_tokens", "lr", "seed")
@@ -35,7 +42,7 @@ METADATA_SETTINGS = (
     "training_architecture",
     "num_dead_features",
 )
-FIRST = ("L0", "FVU ↓")  # no comparison without them
+FIRST = (L0, FVU)  # no comparison without them
 VERSIONS = ("sae_lens_training_version", "sae_lens_version")
 
 
@@ -46,7 +53,7 @@ class CardEntry:
 
     Args:
         sae_id: Its folder in the repo.
-        cfg: Its cfg.json.
+        cfg: Its cfg.json, in SAELens 6's form.
         runner_cfg: Its runner_cfg.json, empty if it has none.
     """
 
@@ -54,10 +61,24 @@ class CardEntry:
     cfg: dict[str, Any]
     runner_cfg: dict[str, Any]
 
+    @classmethod
+    def of_any_version(
+        cls, sae_id: str, cfg: dict[str, Any], runner_cfg: dict[str, Any]
+    ) -> "CardEntry | None":
+        """An SAE that some version of SAELens saved; None where nothing can be said of it."""
+        try:
+            current = handle_config_defaulting({**cfg, "metadata": cfg.get("metadata") or {}})
+            return cls(sae_id, {**current, "d_sae": int(current["d_sae"])}, runner_cfg)
+        except Exception as error:  # somebody else's file may be anything
+            logger.warning(
+                "The card says nothing of %r, whose cfg.json is strange: %r", sae_id, error
+            )
+            return None
+
     @property
-    def metadata(self) -> SAEMetadata:
+    def metadata(self) -> dict[str, Any]:
         """The metadata in its cfg.json."""
-        return SAEMetadata(**self.cfg.get("metadata", {}))
+        return self.cfg["metadata"]
 
     @property
     def widths(self) -> list[int]:
@@ -70,19 +91,20 @@ class CardEntry:
         return named_widths(self.metadata) is not None
 
     @property
-    def needed_package(self) -> str | None:
-        """The package without which SAELens cannot load it; None for most."""
-        return self.metadata[NEEDED_PACKAGE]
+    def can_be_cut(self) -> bool:
+        """Whether it has levels that stand alone."""
+        return self.is_matryoshka and self.cfg["architecture"] != "topk"
 
     @property
-    def is_level(self) -> bool:
-        """Whether it is a level of another SAE, published on its own."""
-        return "/" in self.sae_id and is_level_name(self.sae_id.rsplit("/", 1)[1])
+    def needed_package(self) -> str | None:
+        """The package without which SAELens cannot load it; None for most."""
+        return self.metadata.get(NEEDED_PACKAGE)
 
 
 def build_card(
     repo_id: str,
     entries: Sequence[CardEntry],
+    published: Set[str],
     existing: str | None,
     license_id: str | None,
 ) -> str:
@@ -91,42 +113,59 @@ def build_card(
 
     Args:
         repo_id: The repo, "user/name".
-        entries: Everything that the repo will hold.
+        entries: The SAEs that the repo will hold, without levels.
+        published: The ids that can be loaded, levels included.
         existing: Its present README.md. What stands outside of our two marks is kept, as are its own
             entries in the front matter.
         license_id: The Hub's identifier of a license. None keeps the present one.
+
+    Raises:
+        ValueError: The present README.md cannot be added to without losing something.
     """
-    generated = _generated(repo_id, entries)
-    card = ModelCard(existing or NO_METADATA, ignore_metadata_errors=True)
-    card.text = _with_generated(card.text if existing else "", generated)
+    try:
+        card = RepoCard(existing or NO_METADATA)  # unlike ModelCard, it keeps what it does not know
+    except (YAMLError, ValueError) as error:
+        raise ValueError(f"The front matter of {CARD} cannot be read: {error}. Mend it.") from error
+    card.text = _with_generated(
+        card.text if existing else "", _generated(repo_id, entries, published)
+    )
     _fill_front_matter(card.data, entries, license_id)
     return card.content
 
 
 def _with_generated(text: str, generated: str) -> str:
     block = f"{BEGIN}\n\n{generated.strip()}\n\n{END}"
-    if BEGIN in text and END in text:
-        before, rest = text.split(BEGIN, 1)
-        return before + block + rest.split(END, 1)[1]
-    return f"{text.rstrip()}\n\n{block}\n" if text.strip() else f"\n{block}\n"
+    begins, ends = text.count(BEGIN), text.count(END)
+    if begins == ends == 0:
+        return f"{text.rstrip()}\n\n{block}\n" if text.strip() else f"\n{block}\n"
+    if begins != 1 or ends != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(
+            f"{CARD} has {begins} of the mark {BEGIN!r} and {ends} of {END!r}, so that what was written by "
+            "hand is not known. Leave one of each, in this order, around the generated part, or none."
+        )
+    return text.split(BEGIN)[0] + block + text.split(END)[1]
 
 
 def _fill_front_matter(data: Any, entries: Sequence[CardEntry], license_id: str | None) -> None:
-    data.library_name = "saelens"
+    data["library_name"] = "saelens"
     if license_id is not None:
-        data.license = license_id
-    models = [official_name(entry.metadata.model_name) for entry in entries]
-    named = [entry.metadata.model_name or "" for entry in entries]
-    models += [name for name in named if re.fullmatch(HUB_NAME, name)]
-    data_sets = [_hub_data_set(entry.metadata.dataset_path) for entry in entries]
+        data["license"] = license_id
+    models = [_hub_model(entry.metadata.get("model_name")) for entry in entries]
+    data_sets = [_hub_name(entry.metadata.get("dataset_path")) for entry in entries]
     tags = [*TAGS, *([MATRYOSHKA_TAG] if any(e.is_matryoshka for e in entries) else [])]
-    data.base_model = _one_or_many(_joined(data.base_model, models))
-    data.datasets = _joined(data.datasets, data_sets) or None
-    data.tags = _joined(data.tags, tags)
+    data["base_model"] = _one_or_many(_joined(data.get("base_model"), models))
+    data["datasets"] = _joined(data.get("datasets"), data_sets) or None
+    data["tags"] = _joined(data.get("tags"), tags)
 
 
-def _hub_data_set(path: str | None) -> str | None:
-    return path if path and re.fullmatch(HUB_NAME, path) and not Path(path).exists() else None
+def _hub_model(name: str | None) -> str | None:
+    return official_name(name) or _hub_name(name)
+
+
+def _hub_name(name: str | None) -> str | None:
+    """The name, if the Hub could have it and no folder here is called so."""
+    is_one = name is not None and re.fullmatch(HUB_NAME, name) and not Path(name).exists()
+    return name if is_one else None
 
 
 def _joined(present: str | Sequence[str] | None, more: Sequence[str | None]) -> list[str]:
@@ -142,59 +181,52 @@ def _one_or_many(names: list[str]) -> str | list[str] | None:
 # ---- the generated part
 
 
-def _generated(repo_id: str, entries: Sequence[CardEntry]) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    whole = [entry for entry in entries if not entry.is_level]
-    nested = next((entry for entry in whole if entry.is_matryoshka), None)
+def _generated(repo_id: str, entries: Sequence[CardEntry], published: Set[str]) -> str:
+    settings = {f"`{entry.sae_id}`": _settings(entry) for entry in entries}
+    common = _common(list(settings.values()))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         repo_id=repo_id,
         title=repo_id.split("/")[-1],
-        whole=whole,
-        table=_table(entries),
-        notes=list(dict.fromkeys(note for e in whole for note in e.metadata.get(NOTES) or [])),
-        common=_common_settings(whole),
-        differing=_settings_table(whole),
-        nested=nested,
-        first=next((entry for entry in whole if not entry.needed_package), None),
-        plugin_only=[entry for entry in whole if entry.needed_package],
+        table=_table(entries, published),
+        notes=_notes(entries),
+        common=common,
+        differing=_differing(settings, common),
+        is_matryoshka=any(entry.is_matryoshka for entry in entries),
+        nested=next((entry for entry in entries if entry.can_be_cut), None),
+        first=next((entry for entry in entries if not entry.needed_package), None),
+        plugin_only=[entry for entry in entries if entry.needed_package],
     )
 
 
-def _table(entries: Sequence[CardEntry]) -> str:
+def _table(entries: Sequence[CardEntry], published: Set[str]) -> str:
     """SAE and level in rows; in columns what is known of at least one of them."""
-    published = {entry.sae_id for entry in entries}
     rows: list[tuple[list[str], dict[str, str]]] = []
     for entry in entries:
-        if entry.is_level:
-            continue
+        last = len(entry.widths) - 1
         for index, width in enumerate(entry.widths):
-            is_whole = index == len(entry.widths) - 1
-            level_id = f"{entry.sae_id}/{level_name(index, width)}"
-            sae_id = entry.sae_id if is_whole else level_id if level_id in published else ""
-            level = _level_label(index, len(entry.widths))
-            rows.append(
-                ([f"`{sae_id}`" if sae_id else "", level, f"{width:,}"], _measured(entry, width))
-            )
+            level = level_id(entry.sae_id, index, width)
+            sae_id = entry.sae_id if index == last else level if level in published else ""
+            place = [f"`{sae_id}`" if sae_id else "", _level_label(index, last), f"{width:,}"]
+            rows.append((place, _measured(entry, width)))
     found = dict.fromkeys(label for _, measured in rows for label in measured)
     labels = [*(label for label in FIRST if label in found), *(x for x in found if x not in FIRST)]
     cells = [[*place, *(measured.get(label, "-") for label in labels)] for place, measured in rows]
     return pipe_table(["sae_id", "level", "width", *labels], cells, text_columns=2)
 
 
-def _level_label(index: int, n_levels: int) -> str:
-    if n_levels == 1:
+def _level_label(index: int, last: int) -> str:
+    if last == 0:
         return "-"
-    ends = {0: f"{index} (innermost)", n_levels - 1: f"{index} (outermost)"}
-    return ends.get(index, str(index))
+    return {0: f"{index} (innermost)", last: f"{index} (outermost)"}.get(index, str(index))
 
 
 def _measured(entry: CardEntry, width: int) -> dict[str, str]:
-    found = {label: _value(one) for label, one in results_of(entry.metadata, width).items()}
-    in_training = entry.metadata.l0
-    if "L0" not in found and in_training is not None and width == entry.cfg["d_sae"]:
-        found = {"L0": f"{in_training:.1f} (in training)", **found}
+    known = results_of(entry.metadata, width)
+    found = {label: _value(one) for label, one in known.items()}
+    in_training = entry.metadata.get("l0")
+    if L0 not in found and in_training is not None and width == entry.cfg["d_sae"]:
+        found = {L0: f"{in_training:.1f} (in training)", **found}
     return found
 
 
@@ -202,20 +234,34 @@ def _value(one: Measurement) -> str:
     mean, std = one["mean"], one.get("std")
     if std is not None:
         return f"{mean:.3f} ± {std:.3f}"
-    if mean == int(mean):
+    if float(mean).is_integer():
         return f"{int(mean):,}"
     return f"{mean:.1f}" if abs(mean) >= 2 else f"{mean:.3f}"
 
 
+def _notes(entries: Sequence[CardEntry]) -> list[str]:
+    """What was said with the measurements; of which SAEs, unless it is all of those that were measured."""
+    said: dict[str, list[str]] = {}
+    measured = [entry for entry in entries if entry.metadata.get(NOTES)]
+    for entry in measured:
+        for note in entry.metadata[NOTES]:
+            said.setdefault(note, []).append(f"`{entry.sae_id}`")
+    of_all = len(measured)
+    return [n if len(ids) == of_all else f"{', '.join(ids)}: {n}" for n, ids in said.items()]
+
+
+# ---- settings
+
+
 def _settings(entry: CardEntry) -> dict[str, Any]:
     metadata = entry.metadata
-    details: dict[str, Any] = metadata.training_architecture_details or {}
-    found = {key: metadata[key] for key in METADATA_SETTINGS}
+    details: dict[str, Any] = metadata.get("training_architecture_details") or {}
+    found = {key: metadata.get(key) for key in METADATA_SETTINGS}
     found |= {k: v for k, v in details.items() if not _has_no_effect(k, details)}
     found |= {key: entry.runner_cfg.get(key) for key in RUNNER_SETTINGS}
     found |= {"saved as": entry.cfg["architecture"], "dtype": entry.cfg.get("dtype")}
-    found |= {key: metadata[key] for key in VERSIONS}
-    return {key: value for key, value in found.items() if value is not None}
+    found |= {key: metadata.get(key) for key in VERSIONS}
+    return {k: v for k, v in found.items() if v is not None and not _is_local_path(v)}
 
 
 def _has_no_effect(setting: str, details: dict[str, Any]) -> bool:
@@ -223,24 +269,20 @@ def _has_no_effect(setting: str, details: dict[str, Any]) -> bool:
     return setting in ("n_prefixes", "pareto_power") and not random_prefixes
 
 
-def _common_settings(whole: Sequence[CardEntry]) -> dict[str, Any]:
-    settings = [_settings(entry) for entry in whole]
-    return {
-        key: value
-        for key, value in settings[0].items()
-        if all(key in one and one[key] == value for one in settings)
-    }
+def _is_local_path(value: Any) -> bool:
+    """Where something lies on somebody's machine is nobody's business."""
+    return isinstance(value, str) and bool(re.match(r"[/~.]|[A-Za-z]:|.*\\", value))
 
 
-def _settings_table(whole: Sequence[CardEntry]) -> str:
-    """The settings in which the SAEs differ; empty if in none."""
-    common = _common_settings(whole)
-    settings = [_settings(entry) for entry in whole]
-    keys = list(dict.fromkeys(key for one in settings for key in one if key not in common))
+def _common(settings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    first, *others = settings or [{}]
+    return {k: v for k, v in first.items() if all(k in one and one[k] == v for one in others)}
+
+
+def _differing(settings: Mapping[str, dict[str, Any]], common: dict[str, Any]) -> str:
+    """The settings in which the SAEs differ, as a table; empty if in none."""
+    keys = list(dict.fromkeys(key for one in settings.values() for key in one if key not in common))
     if not keys:
         return ""
-    rows = [
-        [f"`{entry.sae_id}`", *(str(one.get(key, "-")) for key in keys)]
-        for entry, one in zip(whole, settings, strict=True)
-    ]
+    rows = [[name, *(str(one.get(key, "-")) for key in keys)] for name, one in settings.items()]
     return pipe_table(["sae_id", *keys], rows, text_columns=1)

@@ -30,7 +30,7 @@ from sae_lens_matryoshka.hub.checkpoints import (
     read_matryoshka_sae,
 )
 from sae_lens_matryoshka.hub.folder import open_folder, widths_beside
-from sae_lens_matryoshka.sae import MatryoshkaSAE, named_widths
+from sae_lens_matryoshka.sae import MatryoshkaSAE, has_unit_norms, named_widths, not_finite
 
 # The file that tells whose checkpoint it is, and the one that lies beside it.
 _FORMATS = {
@@ -41,7 +41,6 @@ _FORMATS = {
 _KEPT = (SPARSITY_FILENAME, RUNNER_CFG_FILENAME)  # of SAELens, true of the converted SAE as well
 _STATISTICS = (ACTIVATION_SCALER_CFG_FILENAME, ACTIVATION_WHITENING_FILENAME)
 _WITH_LEVELS = ("jumprelu", "standard", "topk")  # what MatryoshkaSAE can cut
-_UNIT_TOLERANCE = 1e-5  # SAEBench's own
 
 
 def convert(
@@ -240,8 +239,7 @@ def _fill_in(metadata: SAEMetadata, name: str, **facts: str | int | None) -> Non
 
 
 def _require_finite(sae: SAE[Any], name: str) -> None:
-    broken = [key for key, tensor in sae.state_dict().items() if not tensor.isfinite().all()]
-    if broken:
+    if broken := not_finite(sae):
         raise ValueError(
             f"{name} holds numbers that are not finite in {', '.join(broken)}: its training diverged. "
             "Give an earlier checkpoint."
@@ -253,9 +251,9 @@ def _fold_decoder_norms(sae: SAE[Any], name: str) -> None:
     try:
         sae.fold_W_dec_norm()
     except NotImplementedError as error:
-        norms = sae.W_dec.norm(dim=-1)
-        if ((norms - 1).abs() <= _UNIT_TOLERANCE).all():
+        if has_unit_norms(sae):
             return
+        norms = sae.W_dec.norm(dim=-1)
         raise ValueError(
             f"{name} has decoder norms from {norms.min():.3g} to {norms.max():.3g}. Folding them would "
             "change which latents a topk SAE chooses. Give it a threshold, which takes the place of "

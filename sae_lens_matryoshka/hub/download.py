@@ -24,16 +24,25 @@ def download_sae(
         FileNotFoundError: The repo holds no SAE of that id.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    folder = snapshot_download(
-        repo_id,
-        revision=revision,
-        force_download=force_download,
-        allow_patterns=[f"{sae_id}/{name}" for name in FILES],
-    )
+    at = f" at revision {revision}" if revision else ""
+    try:
+        folder = snapshot_download(
+            repo_id,
+            revision=revision,
+            force_download=force_download,
+            allow_patterns=[f"{sae_id}/{name}" for name in FILES],
+        )
+    except RevisionNotFoundError:
+        raise FileNotFoundError(f"{repo_id} has no branch, tag or commit {revision!r}.") from None
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(
+            f"The Hub has no repo {repo_id}, or does not show it to you: log in with `hf auth login` if "
+            "it is private."
+        ) from None
     path = Path(folder) / sae_id
     if not (path / "cfg.json").is_file():
-        at = f" at revision {revision}" if revision else ""
         raise FileNotFoundError(
             f"{repo_id}{at} holds no SAE {sae_id!r}: there is no cfg.json in it."
         )

@@ -55,6 +55,7 @@ def load_published(
             f"{repo_id!r} is no folder, no release of SAELens and no Hub repo: those are called "
             "'user/name'."
         )
+    sae_id = sae_id.strip("/")
     return _load_folder(download_sae(repo_id, sae_id, revision, force_download), device, dtype)
 
 

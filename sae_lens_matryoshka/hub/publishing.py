@@ -5,16 +5,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from sae_lens.constants import (
-    RUNNER_CFG_FILENAME,
-    SAE_CFG_FILENAME,
-    SAE_WEIGHTS_FILENAME,
-    SPARSITY_FILENAME,
-)
+from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
 from sae_lens_matryoshka import level_results
-from sae_lens_matryoshka.hub.card import CardEntry, build_card
+from sae_lens_matryoshka.hub.card import CARD, CardEntry, build_card
+from sae_lens_matryoshka.hub.download import FILES
 from sae_lens_matryoshka.hub.repo import (
     MAIN,
     FolderRepo,
@@ -24,22 +21,17 @@ from sae_lens_matryoshka.hub.repo import (
     SomebodyElseCommitted,
     check_repo_id,
 )
-from sae_lens_matryoshka.hub.scores import attach_scores
-from sae_lens_matryoshka.hub.staging import (
-    Publishable,
-    StagedSAE,
-    is_level_name,
-    stage,
-    write,
-)
-from sae_lens_matryoshka.hub.verify import expectations, verify
+from sae_lens_matryoshka.hub.sae_ids import check_ids, is_level_id
+from sae_lens_matryoshka.hub.scores import Scores
+from sae_lens_matryoshka.hub.staging import Publishable, StagedSAE, stage, write
+from sae_lens_matryoshka.hub.tokens import refuse_secrets
+from sae_lens_matryoshka.hub.verify import Expectation, expectations, verify
 
 logger = logging.getLogger(__name__)
 
-CARD = "README.md"
-SAE_FILES = (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME, RUNNER_CFG_FILENAME)
 ATTEMPTS = 5  # of commits, while others commit in between
 NEVER_FIRED = -9.5  # SAELens writes log10(frequency + 1e-10)
+IGNORE_FILE = ".gitignore"
 
 
 def publish(
@@ -67,11 +59,12 @@ def publish(
             published in their inference form.
         repo_id: "user/name"; created if there is none.
         revision: Branch to publish to.
-        private: Whether a new repo is private.
+        private: Whether a new repo is private. False: as is the rule where it is made.
         license: The Hub's identifier of a license for the card, such as "mit". None keeps the card's.
         levels: Whether to publish each nested level as an SAE of its own as well, under
             `<sae_id>/level_<i>_width_<w>`.
-        dry_run: A folder that stands for the repo: the very same files go there, nothing is uploaded.
+        dry_run: A folder that stands for the repo, new or of an earlier dry run: the very same files go
+            there, nothing is uploaded.
         results: Output folder of a benchmark of these SAEs, for the card's table.
         allow_plugin_only: Whether to publish an SAE that stock SAELens cannot load; the card says so.
 
@@ -79,59 +72,70 @@ def publish(
         Address of the commit, or the dry run's folder.
 
     Raises:
-        ValueError: An argument or an SAE cannot be published; the message says what to do.
+        ValueError: An argument, an SAE or the repo's card cannot be used; the message says what to do.
         FileNotFoundError: A folder holds no SAE, or no results.
         BrokenRepoError: Reloaded by stock SAELens, an SAE computes something else.
         PublishError: The Hub refused or broke off; never with a part of the files published.
     """
     check_repo_id(repo_id)
+    if not saes:
+        raise ValueError("There is nothing to publish: give at least one sae_id and SAE.")
+    check_ids(saes)
     if dry_run is not None and (private or revision != MAIN):
         raise ValueError("private and revision have no effect on a dry run. Leave them out.")
-    staged = stage(saes, allow_plugin_only)
-    _record_dead_latents(staged)
-    if results is not None:
-        attach_scores({one.sae_id: one.sae for one in staged}, Path(results))
-    expected = expectations(staged, levels)
+    scores = None if results is None else Scores(Path(results))
+    folder = None if dry_run is None else FolderRepo(Path(dry_run))
     with TemporaryDirectory() as scratch:
         tree = Path(scratch, "repo")
-        written = [sae_id for one in staged for sae_id, _ in write(one, levels, tree)]
+        expected: dict[str, Expectation] = {}
+        for sae_id, given in saes.items():  # one at a time in memory
+            staged = stage(sae_id, given, levels, allow_plugin_only)
+            if scores is not None:
+                scores.attach(staged.sae)
+            _record_dead_latents(staged)
+            expected |= expectations(staged, levels)
+            write(staged, levels, tree)
+        if scores is not None:
+            scores.require_any(saes)
         logger.info("Checking with stock SAELens what will be published ...")
         verify(expected, Path(scratch))
-        if dry_run is not None:
-            repo: Repo = FolderRepo(Path(dry_run))
-        else:
-            repo = HubRepo(repo_id, revision, private)
-            repo.create_if_missing()
-        return _commit(repo, tree, repo_id, written, license)
+        return _commit(
+            folder or HubRepo(repo_id, revision, private), tree, repo_id, list(expected), license
+        )
 
 
-def _record_dead_latents(staged: Sequence[StagedSAE]) -> None:
-    for one in staged:
-        if one.sparsity is None:
-            continue
-        counts = {
-            width: level_results.measurement([int((one.sparsity[:width] < NEVER_FIRED).sum())])
-            for width in one.widths or [one.sae.cfg.d_sae]
-        }
-        level_results.record(one.sae, {width: {"dead latents": n} for width, n in counts.items()})
+def _record_dead_latents(staged: StagedSAE) -> None:
+    if staged.sparsity is None:
+        return
+    never = staged.sparsity < NEVER_FIRED  # (d_sae,)
+    widths = staged.widths or (staged.sae.cfg.d_sae,)
+    dead = {
+        width: {"dead latents": level_results.measurement([int(never[:width].sum())])}
+        for width in widths
+    }
+    level_results.record(staged.sae, dead)
 
 
 def _commit(
-    repo: Repo,
-    tree: Path,
-    repo_id: str,
-    written: Sequence[str],
-    license_id: str | None,
+    repo: Repo, tree: Path, repo_id: str, written: Sequence[str], license_id: str | None
 ) -> str:
-    message = f"Publish {', '.join(sae_id for sae_id in written if not _is_level(sae_id))}"
+    repo.create_if_missing()
+    message = f"Publish {', '.join(sae_id for sae_id in written if not is_level_id(sae_id))}"
     for _ in range(ATTEMPTS):
         present = repo.files()
+        if IGNORE_FILE in present:
+            raise PublishError(
+                f"{repo_id} holds a {IGNORE_FILE}, by which the Hub's client leaves out files without a "
+                "word. Remove it from the repo, and publish again."
+            )
         removed = [path for path in present if _is_replaced(path, written, tree)]
+        existing = repo.read(CARD) if CARD in present else None
+        entries = _entries(repo, set(present) - set(removed), tree, written)
+        published = {sae_id for sae_id, name in map(_split, present) if name == SAE_CFG_FILENAME}
+        card = build_card(repo_id, entries, {*published, *written}, existing, license_id)
+        (tree / CARD).write_bytes(card.encode())
+        refuse_secrets(tree)
         try:
-            existing = repo.read(CARD) if CARD in present else None
-            entries = _entries(repo, set(present) - set(removed), tree, written)
-            card = build_card(repo_id, entries, existing, license_id)
-            (tree / CARD).write_text(card, encoding="utf-8")
             return repo.commit(tree, removed, message)
         except SomebodyElseCommitted:
             logger.info("Somebody else has published to %s meanwhile; trying again.", repo_id)
@@ -143,44 +147,45 @@ def _commit(
 
 def _is_replaced(path: str, written: Sequence[str], tree: Path) -> bool:
     """Whether a file is of an SAE that is published anew, or of its levels, and has no successor."""
+    sae_id, name = _split(path)
+    is_ours = sae_id in written or (is_level_id(sae_id) and sae_id.rpartition("/")[0] in written)
+    return is_ours and name in FILES and not (tree / path).exists()
+
+
+def _split(path: str) -> tuple[str, str]:
+    """The folder of a file, and its name."""
     folder, _, name = path.rpartition("/")
-    is_ours = folder in written or (_is_level(folder) and folder.rpartition("/")[0] in written)
-    return is_ours and name in SAE_FILES and not (tree / path).exists()
-
-
-def _is_level(sae_id: str) -> bool:
-    return is_level_name(sae_id.rpartition("/")[2])
+    return folder, name
 
 
 def _entries(repo: Repo, kept: set[str], tree: Path, written: Sequence[str]) -> list[CardEntry]:
-    """Everything that the repo will hold: what is there and stays, and what is published now."""
-    entries = {
-        sae_id: CardEntry(
-            sae_id, _json(tree / sae_id / SAE_CFG_FILENAME), _runner_cfg(tree / sae_id)
-        )
-        for sae_id in written
-    }
-    for path in sorted(kept):
-        sae_id, _, name = path.rpartition("/")
-        if (
-            name != SAE_CFG_FILENAME
-            or sae_id in entries
-            or f"{sae_id}/{SAE_WEIGHTS_FILENAME}" not in kept
-        ):
-            continue
-        runner_cfg = f"{sae_id}/{RUNNER_CFG_FILENAME}"
-        entries[sae_id] = CardEntry(
-            sae_id,
-            json.loads(repo.read(path)),
-            json.loads(repo.read(runner_cfg)) if runner_cfg in kept else {},
-        )
+    """The SAEs that the repo will hold, without levels: those that stay, and those published now."""
+    entries: dict[str, CardEntry] = {}
+    for sae_id in written:
+        if not is_level_id(sae_id):
+            runner_cfg = tree / sae_id / RUNNER_CFG_FILENAME
+            cfg = _json((tree / sae_id / SAE_CFG_FILENAME).read_text())
+            entries[sae_id] = CardEntry(
+                sae_id, cfg, _json(runner_cfg.read_text()) if runner_cfg.exists() else {}
+            )
+    for sae_id, name in sorted(map(_split, kept)):
+        is_sae = name == SAE_CFG_FILENAME and f"{sae_id}/{SAE_WEIGHTS_FILENAME}" in kept
+        if is_sae and sae_id not in entries and not is_level_id(sae_id):
+            runner_cfg = f"{sae_id}/{RUNNER_CFG_FILENAME}"
+            found = CardEntry.of_any_version(
+                sae_id,
+                _json(repo.read(f"{sae_id}/{name}")),
+                _json(repo.read(runner_cfg)) if runner_cfg in kept else {},
+            )
+            if found is not None:
+                entries[sae_id] = found
     return [entries[sae_id] for sae_id in sorted(entries)]
 
 
-def _json(path: Path) -> dict[str, object]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _runner_cfg(folder: Path) -> dict[str, object]:
-    path = folder / RUNNER_CFG_FILENAME
-    return _json(path) if path.is_file() else {}
+def _json(text: str) -> dict[str, Any]:
+    """A JSON object; an empty one where somebody's file holds none."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -11,23 +11,28 @@ from pathlib import Path
 from typing import Any
 
 
-def main(root: Path) -> None:
+def main(folder: Path) -> None:
     """Compare the outputs of every staged SAE with the expected ones; write answer.json."""
-    spec = json.loads((root / "spec.json").read_text())
-    for package in spec["plugins"]:  # what stock SAELens cannot load needs its own package
-        importlib.import_module(package)
+    spec = json.loads((folder / "spec.json").read_text())
+    if spec["package"]:  # what stock SAELens cannot load needs its own package
+        importlib.import_module(spec["package"])
+    else:
+        sys.modules["sae_lens_matryoshka"] = None  # type: ignore[assignment]
+    import sae_lens
     from safetensors.torch import load_file
 
-    tensors = load_file(root / "expected.safetensors")
+    if sae_lens.__version__ != spec["sae_lens"]:
+        raise RuntimeError(f"found SAELens {sae_lens.__version__}, not {spec['sae_lens']}")
+    tensors = load_file(folder / "expected.safetensors")
     answer: dict[str, Any] = {}
     for number, sae_id in enumerate(spec["sae_ids"]):
         try:
             x, expected = tensors[f"{number}.x"], tensors[f"{number}.out"]
-            answer[sae_id] = _error(root / "repo" / sae_id, x, expected)
+            answer[sae_id] = _error(Path(spec["tree"], sae_id), x, expected)
         except Exception as error:
             traceback.print_exc()
             answer[sae_id] = f"{type(error).__name__}: {error}"
-    (root / "answer.json").write_text(json.dumps(answer))
+    (folder / "answer.json").write_text(json.dumps(answer))
 
 
 def _error(folder: Path, x: Any, expected: Any) -> float:
@@ -43,7 +48,6 @@ def _error(folder: Path, x: Any, expected: Any) -> float:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder: its modules are not meant to be found by their bare names
-    if not json.loads(Path(sys.argv[1], "spec.json").read_text())["plugins"]:
-        sys.modules["sae_lens_matryoshka"] = None  # type: ignore[assignment]
+    # this script's own folder: its modules are not meant to be found by their bare names
+    sys.path[:] = [path for path in sys.path if Path(path) != Path(__file__).parent]
     main(Path(sys.argv[1]))

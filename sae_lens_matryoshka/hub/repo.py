@@ -12,7 +12,6 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    get_token,
     hf_hub_download,
 )
 from huggingface_hub.errors import (
@@ -24,6 +23,8 @@ from huggingface_hub.errors import (
 from typing_extensions import override
 
 from sae_lens_matryoshka import __version__
+from sae_lens_matryoshka.hub.card import BEGIN, CARD
+from sae_lens_matryoshka.hub.tokens import without_token
 
 MAIN = "main"
 CONFLICTS = (409, 412)  # somebody else has committed since
@@ -41,6 +42,15 @@ class SomebodyElseCommitted(Exception):
 
 class Repo(ABC):
     """A repo at one moment: what it holds, and how to change that in one step."""
+
+    @abstractmethod
+    def create_if_missing(self) -> None:
+        """
+        Make the repo if there is none.
+
+        Raises:
+            PublishError: It cannot be made or used.
+        """
 
     @abstractmethod
     def files(self) -> list[str]:
@@ -69,10 +79,28 @@ class Repo(ABC):
 
 
 class FolderRepo(Repo):
-    """A local folder in the place of a repo: a dry run."""
+    """
+    A local folder in the place of a repo: a dry run.
+
+    Args:
+        folder: A new or empty folder, or that of an earlier dry run.
+
+    Raises:
+        ValueError: It holds something else, which must not be overwritten.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        if folder.exists() and any(folder.iterdir()):
+            card = folder / CARD
+            if not card.is_file() or BEGIN not in card.read_text(encoding="utf-8-sig"):
+                raise ValueError(
+                    f"dry_run={str(folder)!r} holds files that no dry run wrote. Give a new folder."
+                )
+
+    @override
+    def create_if_missing(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     @override
     def files(self) -> list[str]:
@@ -81,11 +109,11 @@ class FolderRepo(Repo):
 
     @override
     def read(self, path: str) -> str:
-        return (self.folder / path).read_text(encoding="utf-8")
+        return (self.folder / path).read_text(encoding="utf-8-sig")
 
     @override
     def commit(self, tree: Path, removed: Sequence[str], message: str) -> str:
-        for source in sorted(path for path in tree.rglob("*") if path.is_file()):
+        for source in _files_below(tree):
             target = self.folder / source.relative_to(tree)
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".{target.name}.partial")
@@ -112,14 +140,8 @@ class HubRepo(Repo):
         self.api = HfApi(library_name="sae-lens-matryoshka", library_version=__version__)
         self.head: str | None = None
 
+    @override
     def create_if_missing(self) -> None:
-        """
-        Make the repo if there is none.
-
-        Raises:
-            PublishError: It cannot be made, has no such branch, or is public where a private one was asked
-                for.
-        """
         with _explained(self.repo_id):
             try:
                 is_private = self.api.repo_info(self.repo_id).private
@@ -129,7 +151,8 @@ class HubRepo(Repo):
                         f"revision={self.revision!r}: there is no repo {self.repo_id} yet, and a new one "
                         f"has the branch {MAIN!r} only. Publish there."
                     ) from None
-                self.api.create_repo(self.repo_id, private=self.private, exist_ok=True)
+                # None: the rule of the user or organisation
+                self.api.create_repo(self.repo_id, private=self.private or None, exist_ok=True)
                 return
         if self.private and not is_private:
             raise PublishError(
@@ -154,29 +177,38 @@ class HubRepo(Repo):
     def read(self, path: str) -> str:
         with _explained(self.repo_id):
             file = hf_hub_download(self.repo_id, path, revision=self.head)
-        return Path(file).read_text(encoding="utf-8")
+        return Path(file).read_text(encoding="utf-8-sig")
 
     @override
     def commit(self, tree: Path, removed: Sequence[str], message: str) -> str:
-        added = sorted(path for path in tree.rglob("*") if path.is_file())
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
-            CommitOperationAdd(path.relative_to(tree).as_posix(), path) for path in added
+            CommitOperationAdd(path.relative_to(tree).as_posix(), path)
+            for path in _files_below(tree)
         ]
         operations += [CommitOperationDelete(path) for path in removed]
         try:
             with _explained(self.repo_id):
-                commit = self.api.create_commit(
-                    self.repo_id,
-                    operations,
-                    commit_message=message,
-                    revision=self.revision,
-                    parent_commit=self.head,
-                )
+                return str(self._create_commit(operations, message))
         except PublishError as error:
             raise PublishError(f"{error} {self._what_became_of_it()}") from None
-        with _explained(self.repo_id):
-            self._check_arrived(tree, commit.oid)
-        return str(commit.commit_url)
+
+    def _create_commit(
+        self, operations: list[CommitOperationAdd | CommitOperationDelete], message: str
+    ) -> str:
+        try:
+            return self.api.create_commit(
+                self.repo_id,
+                operations,
+                commit_message=message,
+                revision=self.revision,
+                parent_commit=self.head,
+            ).commit_url
+        except HfHubHTTPError as error:
+            if error.response.status_code in CONFLICTS:
+                raise SomebodyElseCommitted from None
+            raise
+        except ValueError as error:  # of the card's front matter
+            raise PublishError(f"The Hub refuses the card: {error}") from None
 
     def _what_became_of_it(self) -> str:
         try:
@@ -184,18 +216,8 @@ class HubRepo(Repo):
         except _BROKE_OFF:
             head = None
         if head == self.head:
-            return "Nothing was published: the files come in one commit, and that is not there."
+            return "The repo is as it was: the files come in one commit, and that is not there."
         return "Whether the commit arrived is not known. Publish again: that changes nothing where it did."
-
-    def _check_arrived(self, tree: Path, commit: str) -> None:
-        """A .gitignore in the repo makes the client leave files out without a word."""
-        there = set(self.api.list_repo_files(self.repo_id, revision=commit))
-        added = {p.relative_to(tree).as_posix() for p in tree.rglob("*") if p.is_file()}
-        if missing := sorted(added - there):
-            raise PublishError(
-                f"{self.repo_id} did not take {', '.join(missing)}: its .gitignore names them. Take them "
-                "out of it and publish again."
-            )
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -226,15 +248,13 @@ def _explained(repo_id: str) -> Iterator[None]:
     """Say what the Hub's errors mean for publishing; the token never shows."""
     try:
         yield
+    except PublishError:
+        raise
     except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in CONFLICTS:
-            raise SomebodyElseCommitted from None
-        raise PublishError(_with_hint(repo_id, status, _without_token(str(error)))) from None
+        text = without_token(str(error))
+        raise PublishError(_with_hint(repo_id, error.response.status_code, text)) from None
     except _BROKE_OFF as error:
-        if isinstance(error, PublishError):
-            raise
-        raise PublishError(f"The Hub did not answer ({_without_token(_chain(error))}).") from None
+        raise PublishError(f"The exchange with the Hub broke off ({_chain(error)}).") from None
 
 
 def _with_hint(repo_id: str, status: int, text: str) -> str:
@@ -255,9 +275,10 @@ def _chain(error: BaseException) -> str:
     """An error and its cause: the client names a file, its cause says what happened."""
     own = f"{type(error).__name__}: {error}"
     cause = error.__cause__
-    return own if cause is None or str(cause) in own else f"{own} {type(cause).__name__}: {cause}"
+    if cause is not None and str(cause) not in own:
+        own = f"{own} {type(cause).__name__}: {cause}"
+    return without_token(own)
 
 
-def _without_token(text: str) -> str:
-    token = get_token()
-    return text.replace(token, "...") if token else text
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

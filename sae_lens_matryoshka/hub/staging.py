@@ -1,9 +1,8 @@
 """SAEs on their way to the Hub: opened, checked, and laid out as files that stock SAELens loads."""
 
 import logging
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,16 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens_matryoshka.checkpoint import FOLDED_NORMALIZATIONS
 from sae_lens_matryoshka.hub.folder import open_folder, widths_beside
-from sae_lens_matryoshka.level_results import drop_outdated
+from sae_lens_matryoshka.hub.sae_ids import level_id
+from sae_lens_matryoshka.level_results import drop_outdated, hand_on
 from sae_lens_matryoshka.sae import (
+    UNIT_TOLERANCE,
     MatryoshkaSAE,
     copy_of,
+    has_unit_norms,
     inference_form,
     named_widths,
+    not_finite,
     write_widths,
 )
 
@@ -34,7 +37,6 @@ logger = logging.getLogger(__name__)
 NEEDED_METADATA = ("model_name", "hook_name", "context_size", "sae_lens_version")
 NEEDED_PACKAGE = "needs_package"
 """The key in the metadata of an SAE that stock SAELens cannot load."""
-NORM_TOLERANCE = 1e-5  # SAEBench's own, which warns beyond it
 
 Publishable = SAE[Any] | MatryoshkaSAE | str | Path
 
@@ -61,28 +63,32 @@ class StagedSAE:
     runner_cfg: Path | None
 
 
-def stage(saes: Mapping[str, Publishable], allow_plugin_only: bool) -> list[StagedSAE]:
+def stage(
+    sae_id: str, given: Publishable, levels: bool = False, allow_plugin_only: bool = False
+) -> StagedSAE:
     """
-    Open SAEs and check that nothing stands against publishing them.
+    Open an SAE and check that nothing stands against publishing it.
 
     Args:
-        saes: By sae_id: SAEs, or folders of saved ones. They stay as they are.
-        allow_plugin_only: Whether an SAE may need another package to be loaded.
+        sae_id: Its id.
+        given: The SAE, or the folder of a saved one. It stays as it is.
+        levels: Whether its levels are to be published as well.
+        allow_plugin_only: Whether it may need another package to be loaded.
 
     Raises:
-        ValueError: An id or an SAE cannot be published; the message says what to do.
-        FileNotFoundError: A folder holds no SAE.
+        ValueError: It cannot be published; the message says what to do.
+        FileNotFoundError: The folder holds no SAE.
     """
-    if not saes:
-        raise ValueError("There is nothing to publish: give at least one sae_id and SAE.")
-    _check_ids(saes)
-    staged = [_open(sae_id, given) for sae_id, given in saes.items()]
-    for one in staged:
-        _check(one, allow_plugin_only)
+    staged = _open(sae_id, given)
+    _check_weights(sae_id, staged.sae)
+    _check_metadata(sae_id, staged.sae)
+    _check_package(sae_id, staged.sae, allow_plugin_only)
+    if levels:
+        _check_levels(sae_id, staged)
     return staged
 
 
-def write(staged: StagedSAE, levels: bool, root: Path) -> Iterator[tuple[str, int]]:
+def write(staged: StagedSAE, levels: bool, root: Path) -> list[str]:
     """
     Write an SAE's files below a folder, as they will lie in the repo.
 
@@ -91,30 +97,21 @@ def write(staged: StagedSAE, levels: bool, root: Path) -> Iterator[tuple[str, in
         levels: Whether to write each nested level as an SAE of its own as well.
         root: The folder that stands for the repo.
 
-    Yields:
-        The id and the width of everything written.
-
-    Raises:
-        ValueError: Its levels cannot stand alone.
+    Returns:
+        The ids of everything written.
     """
-    yield _write(staged.sae_id, staged.sae, staged, root)
+    written = {staged.sae_id: staged.sae}
+    _write(root / staged.sae_id, staged.sae, staged.sparsity)
     if staged.runner_cfg is not None:
         shutil.copyfile(staged.runner_cfg, root / staged.sae_id / RUNNER_CFG_FILENAME)
-    if levels:
-        matryoshka = MatryoshkaSAE(staged.sae, _widths_for_levels(staged))
+    if levels and staged.widths is not None:
+        matryoshka = MatryoshkaSAE(staged.sae, staged.widths)
         for index, width in enumerate(matryoshka.widths):
-            sae_id = f"{staged.sae_id}/{level_name(index, width)}"
-            yield _write(sae_id, matryoshka.level(index), staged, root)
-
-
-def level_name(index: int, width: int) -> str:
-    """The folder of a level inside its SAE's."""
-    return f"level_{index}_width_{width}"
-
-
-def is_level_name(name: str) -> bool:
-    """Whether a folder's name is one that `level_name` gives."""
-    return re.fullmatch(r"level_\d+_width_\d+", name) is not None
+            level, name = matryoshka.level(index), level_id(staged.sae_id, index, width)
+            hand_on(staged.sae, level)
+            _write(root / name, level, staged.sparsity)
+            written[name] = level
+    return list(written)
 
 
 def needed_package(sae: SAE[Any]) -> str | None:
@@ -123,43 +120,10 @@ def needed_package(sae: SAE[Any]) -> str | None:
     return None if package == "sae_lens" else package
 
 
-def _write(sae_id: str, sae: SAE[Any], staged: StagedSAE, root: Path) -> tuple[str, int]:
-    folder, width = root / sae_id, sae.cfg.d_sae
+def _write(folder: Path, sae: SAE[Any], sparsity: torch.Tensor | None) -> None:
     sae.save_model(folder)
-    if staged.sparsity is not None:
-        save_file({"sparsity": staged.sparsity[:width].clone()}, folder / SPARSITY_FILENAME)
-    return sae_id, width
-
-
-def _widths_for_levels(staged: StagedSAE) -> tuple[int, ...]:
-    if staged.widths is None:
-        raise ValueError(
-            f"{staged.sae_id!r}: levels=True, but its metadata names no matryoshka_widths. Publish "
-            "MatryoshkaSAE.from_sae(sae, widths=[...]), or leave levels out."
-        )
-    if isinstance(staged.sae, TopKSAE):
-        raise ValueError(
-            f"{staged.sae_id!r}: the levels of a topk SAE do not stand alone, since a cut one would "
-            "choose its k latents anew. Publish calibrate_threshold(sae, activations, target_l0, "
-            "as_jumprelu=True) instead, or leave levels out."
-        )
-    return staged.widths
-
-
-# ---- ids
-
-
-def _check_ids(saes: Mapping[str, Publishable]) -> None:
-    for sae_id in saes:
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", sae_id) or {".", ".."} & {*sae_id.split("/")}:
-            raise ValueError(
-                f"{sae_id!r} cannot be an sae_id: it is a folder in the repo, of letters, digits, "
-                "'_', '-' and '.', with '/' between its parts."
-            )
-        if is_level_name(sae_id.split("/")[-1]):
-            raise ValueError(
-                f"{sae_id!r} cannot be an sae_id: levels=True gives such names. Choose another."
-            )
+    if sparsity is not None:
+        save_file({"sparsity": sparsity[: sae.cfg.d_sae].clone()}, folder / SPARSITY_FILENAME)
 
 
 # ---- opening
@@ -194,7 +158,6 @@ def _staged(
 ) -> StagedSAE:
     original = inference_form(given) if isinstance(given, TrainingSAE) else given
     sae = copy_of(original).to("cpu")
-    sae.cfg.device = "cpu"
     if drop_outdated(sae):
         logger.warning(
             "%r carries results that were measured on other weights or thresholds. They are left out.",
@@ -208,18 +171,16 @@ def _staged(
     if widths is not None:
         widths = MatryoshkaSAE(sae, widths).widths
         write_widths(sae.cfg.metadata, widths)
-    if package := needed_package(sae):
-        sae.cfg.metadata[NEEDED_PACKAGE] = package
+    if needed_package(sae) or sae.cfg.metadata[NEEDED_PACKAGE]:
+        sae.cfg.metadata[NEEDED_PACKAGE] = needed_package(sae)
     return StagedSAE(sae_id, original, sae, widths, sparsity, runner_cfg)
 
 
 # ---- checks
 
 
-def _check(staged: StagedSAE, allow_plugin_only: bool) -> None:
-    sae_id, sae = staged.sae_id, staged.sae
-    broken = [key for key, tensor in sae.state_dict().items() if not tensor.isfinite().all()]
-    if broken:
+def _check_weights(sae_id: str, sae: SAE[Any]) -> None:
+    if broken := not_finite(sae):
         raise ValueError(
             f"{sae_id!r} holds numbers that are not finite in {', '.join(broken)}, so nobody could "
             "use it. Publish an earlier checkpoint."
@@ -230,7 +191,22 @@ def _check(staged: StagedSAE, allow_plugin_only: bool) -> None:
             f"(normalize_activations={sae.cfg.normalize_activations!r}). Publish what the runner saved "
             "at its end, or the folder of a checkpoint, where they lie beside it."
         )
-    _check_norms(sae_id, sae)
+    if has_unit_norms(sae, max(UNIT_TOLERANCE, torch.finfo(sae.dtype).eps)):
+        return
+    norms = sae.W_dec.flatten(1).float().norm(dim=-1)  # (d_sae,)
+    how = "Call sae.fold_W_dec_norm() first, which changes no output."
+    if isinstance(sae, TopKSAE):
+        how = (
+            "Folding them would change which latents a topk SAE chooses: publish "
+            "calibrate_threshold(sae, activations, target_l0, as_jumprelu=True) instead."
+        )
+    raise ValueError(
+        f"{sae_id!r} has decoder rows of other norms than 1 (from {norms.min():.3g} to "
+        f"{norms.max():.3g}), so that activations of different latents could not be compared. {how}"
+    )
+
+
+def _check_metadata(sae_id: str, sae: SAE[Any]) -> None:
     missing = [key for key in NEEDED_METADATA if sae.cfg.metadata[key] is None]
     if missing:
         settings = "; ".join(f"sae.cfg.metadata.{key} = ..." for key in missing)
@@ -238,7 +214,15 @@ def _check(staged: StagedSAE, allow_plugin_only: bool) -> None:
             f"{sae_id!r} does not say its {', '.join(missing)}, so nobody would know what to feed it. "
             f"Set {settings}"
         )
+
+
+def _check_package(sae_id: str, sae: SAE[Any], allow_plugin_only: bool) -> None:
     package = needed_package(sae)
+    if package == "__main__":
+        raise ValueError(
+            f"{sae_id!r} is of the class {type(sae).__name__} in a script, which nobody else can "
+            "import. Put the class into a package."
+        )
     if package and not allow_plugin_only:
         raise ValueError(
             f"{sae_id!r} has the architecture {sae.cfg.architecture()!r} of {package}, which stock "
@@ -247,20 +231,15 @@ def _check(staged: StagedSAE, allow_plugin_only: bool) -> None:
         )
 
 
-def _check_norms(sae_id: str, sae: SAE[Any]) -> None:
-    norms = sae.W_dec.flatten(1).float().norm(dim=-1)  # (d_sae,)
-    tolerance = max(NORM_TOLERANCE, torch.finfo(sae.dtype).eps)
-    is_folded = ((norms - 1).abs() <= tolerance) | (norms == 0)  # zero: a latent that does nothing
-    if is_folded.all():
-        return
-    how = "Call sae.fold_W_dec_norm() first, which changes no output."
-    if isinstance(sae, TopKSAE):
-        how = (
-            "Folding them would change which latents a topk SAE chooses: publish "
-            "calibrate_threshold(sae, activations, target_l0, as_jumprelu=True) instead."
+def _check_levels(sae_id: str, staged: StagedSAE) -> None:
+    if staged.widths is None:
+        raise ValueError(
+            f"{sae_id!r}: levels=True, but its metadata names no matryoshka_widths. Publish "
+            "MatryoshkaSAE.from_sae(sae, widths=[...]), or leave levels out."
         )
-    raise ValueError(
-        f"{sae_id!r}: {int((~is_folded).sum())} of {len(norms)} decoder rows have a norm other than 1 "
-        f"(from {norms.min():.3g} to {norms.max():.3g}), so that activations of different latents "
-        f"could not be compared. {how}"
-    )
+    if isinstance(staged.sae, TopKSAE):
+        raise ValueError(
+            f"{sae_id!r}: the levels of a topk SAE do not stand alone, since a cut one would choose its "
+            "k latents anew. Publish calibrate_threshold(sae, activations, target_l0, "
+            "as_jumprelu=True) instead, or leave levels out."
+        )

@@ -4,22 +4,24 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import sae_lens
 import torch
 from sae_lens import SAE
 from safetensors.torch import save_file
 
 from sae_lens_matryoshka.hub import reload
-from sae_lens_matryoshka.hub.staging import StagedSAE, level_name, needed_package
+from sae_lens_matryoshka.hub.sae_ids import level_id
+from sae_lens_matryoshka.hub.staging import StagedSAE, needed_package
 from sae_lens_matryoshka.sae import MatryoshkaSAE, copy_of
 
 TOLERANCE = 1e-5
 TOKENS_PER_SCALE = 8
-SCALES = torch.logspace(-1, 3, 9)  # norms of inputs: some latent fires at one of them
+SCALES = torch.logspace(-1, 5, 13)  # norms of inputs: some latent fires at one of them
 LATENTS_PER_TOKEN = 8
 ROUNDING = 4e-6  # of a sum of some thousand float32 products
 
@@ -45,24 +47,26 @@ class Expectation:
 
 
 @torch.no_grad()
-def expectations(staged: Sequence[StagedSAE], levels: bool) -> dict[str, Expectation]:
+def expectations(staged: StagedSAE, levels: bool) -> dict[str, Expectation]:
     """
-    The originals' outputs, by sae_id. Those of levels come from one nested decode, not from cut SAEs.
+    The original's outputs, by sae_id. Those of levels come from one nested decode, not from cut SAEs.
 
     Args:
-        staged: The SAEs.
-        levels: Whether their levels will be published as well.
+        staged: The SAE.
+        levels: Whether its levels will be published as well.
+
+    Raises:
+        ValueError: No latent fires, so that there is nothing to compare.
     """
-    found: dict[str, Expectation] = {}
-    for one in staged:
-        sae = _in_float32(one.original)
-        x, package = _inputs(sae), needed_package(one.sae)
-        found[one.sae_id] = Expectation(x, sae(x), package)
-        if levels and one.widths is not None:
-            matryoshka = MatryoshkaSAE(sae, one.widths)
-            for index, out in enumerate(matryoshka.reconstructions(x)):
-                name = level_name(index, matryoshka.widths[index])
-                found[f"{one.sae_id}/{name}"] = Expectation(x, out, package)
+    # a copy: an SAE keeps the shape of what it saw first
+    sae = copy_of(staged.original).to(device="cpu", dtype=torch.float32)  # as loaded from the Hub
+    x, package = _inputs(sae, staged.sae_id), needed_package(staged.sae)
+    found = {staged.sae_id: Expectation(x, sae(x), package)}
+    if levels and staged.widths is not None:
+        matryoshka = MatryoshkaSAE(sae, staged.widths)
+        for index, out in enumerate(matryoshka.reconstructions(x)):
+            name = level_id(staged.sae_id, index, matryoshka.widths[index])
+            found[name] = Expectation(x, out, package)
     return found
 
 
@@ -77,26 +81,34 @@ def verify(expected: Mapping[str, Expectation], root: Path) -> None:
     Raises:
         BrokenRepoError: An SAE cannot be loaded by stock SAELens, or gives other outputs.
     """
+    packages = {one.package for one in expected.values()}
+    for number, package in enumerate(sorted(packages, key=str)):  # stock ones apart from the others
+        folder = root / f"check_{number}"
+        folder.mkdir()
+        chosen = {sae_id: one for sae_id, one in expected.items() if one.package == package}
+        _write_spec(folder, root / "repo", chosen, package)
+        _judge(_reload(folder), list(chosen))
+
+
+def _write_spec(
+    folder: Path, tree: Path, expected: Mapping[str, Expectation], package: str | None
+) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for number, one in enumerate(expected.values()):
         tensors[f"{number}.x"] = one.x.clone()
         tensors[f"{number}.out"] = one.out.flatten(1).contiguous()
-    save_file(tensors, root / "expected.safetensors")
-    packages = {one.package for one in expected.values()} - {None}
-    spec = {"sae_ids": list(expected), "plugins": list(packages)}
-    (root / "spec.json").write_text(json.dumps(spec))
-    _judge(_reload(root), list(expected))
-
-
-def _in_float32(sae: SAE[Any]) -> SAE[Any]:
-    """As stock SAELens loads from the Hub; the very object where it is so already."""
-    if sae.dtype == torch.float32 and sae.device.type == "cpu":
-        return sae
-    return copy_of(sae).to(device="cpu", dtype=torch.float32)
+    save_file(tensors, folder / "expected.safetensors")
+    spec = {
+        "tree": str(tree),
+        "sae_ids": list(expected),
+        "package": package,
+        "sae_lens": sae_lens.__version__,
+    }
+    (folder / "spec.json").write_text(json.dumps(spec))
 
 
 @torch.no_grad()
-def _inputs(sae: SAE[Any]) -> torch.Tensor:
+def _inputs(sae: SAE[Any], sae_id: str) -> torch.Tensor:
     """Inputs that make latents fire: mixtures of decoder rows and noise, of many norms."""
     generator = torch.Generator().manual_seed(0)
     n, d_sae = len(SCALES) * TOKENS_PER_SCALE, sae.cfg.d_sae
@@ -111,28 +123,38 @@ def _inputs(sae: SAE[Any]) -> torch.Tensor:
     x = x * SCALES.repeat_interleave(TOKENS_PER_SCALE)[:, None]
     if sae.cfg.reshape_activations == "hook_z":
         x = x[:, None]  # one head of all channels
-    return _steady(sae, x, generator)
-
-
-def _steady(sae: SAE[Any], x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Without tokens that have a latent so near its threshold that rounding decides over it."""
     fired = sae.encode(x) > 0  # (tokens, d_sae)
+    if not fired.any():
+        raise ValueError(
+            f"{sae_id!r}: no latent fires on inputs of norms up to {SCALES.max():.0e}, so that nothing "
+            "could be checked. Look at its thresholds and its b_enc."
+        )
+    return x[_steady(sae, x, fired, generator)]
+
+
+def _steady(
+    sae: SAE[Any], x: torch.Tensor, fired: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Which tokens have no latent so near its threshold that rounding decides over it, (tokens,)."""
     change = ROUNDING * (torch.randint(0, 2, x.shape, generator=generator) * 2 - 1)
     same = torch.ones(len(x), dtype=torch.bool)
     for factor in (1 + change, 1 - change):
         same &= ((sae.encode(x * factor) > 0) == fired).all(dim=-1)
-    return x[same] if same.any() else x
+    return same if same.any() else ~same
 
 
-def _reload(root: Path) -> dict[str, float | str]:
+def _reload(folder: Path) -> dict[str, float | str]:
     done = subprocess.run(
-        [sys.executable, reload.__file__, str(root)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        [sys.executable, reload.__file__, str(folder)],
+        # the same packages as here, whatever put them on the path
+        env=os.environ
+        | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",
     )
-    answer = root / "answer.json"
+    answer = folder / "answer.json"
     if not answer.is_file():
         raise BrokenRepoError(
             f"The check with stock SAELens ended with code {done.returncode}, nothing was uploaded. "

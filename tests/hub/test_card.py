@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
+import yaml
 from bench_helpers import WIDTHS, random_sae
 from huggingface_hub import ModelCard
 
 from sae_lens_matryoshka import level_results
-from sae_lens_matryoshka.hub.card import CardEntry, build_card
+from sae_lens_matryoshka.hub.card import BEGIN, END, CardEntry, build_card
 from sae_lens_matryoshka.level_results import measurement
 
 
@@ -18,8 +19,13 @@ def entry(sae_id: str = "a", widths: list[int] | None = WIDTHS, **metadata: Any)
     return CardEntry(sae_id, cfg.to_dict(), {})
 
 
-def card(*entries: CardEntry, existing: str | None = None, license_id: str | None = None) -> Any:
-    return ModelCard(build_card("me/saes", entries, existing, license_id))
+def card(
+    *entries: CardEntry,
+    existing: str | None = None,
+    license_id: str | None = None,
+    published: set[str] = frozenset(),  # type: ignore[assignment]
+) -> Any:
+    return ModelCard(build_card("me/saes", entries, published, existing, license_id))
 
 
 def row(text: str, start: str) -> list[str]:
@@ -85,8 +91,8 @@ class TestTable:
         ]
 
     def test_levels_that_are_published_say_how_to_load_them(self):
-        levels = [entry(f"a/level_{i}_width_{w}", WIDTHS[: i + 1]) for i, w in enumerate(WIDTHS)]
-        text = card(entry(), *levels).text
+        levels = {f"a/level_{i}_width_{w}" for i, w in enumerate(WIDTHS)}
+        text = card(entry(), published={"a", *levels}).text
         assert row(text, "| `a/level_0_width_16`")[1:] == ["0 (innermost)", "16"]
         assert "`a/level_2_width_160`" not in text  # that is `a`
         assert text.count("(innermost)") == 1
@@ -95,8 +101,14 @@ class TestTable:
         assert row(card(entry(l0=24.0)).text, "| `a`")[3] == "24.0 (in training)"
 
     def test_notes(self):
-        text = card(entry(level_results_notes=["TPP: an audit found it unreliable"])).text
-        assert "- TPP: an audit found it unreliable" in text
+        made = entry(level_results_notes=["TPP: an audit found it unreliable"])
+        assert "\n- TPP: an audit found it unreliable" in card(made).text
+
+    def test_notes_of_some_saes_only(self):
+        a = entry("a", level_results_notes=["on gpt2", "the same"])
+        b = entry("b", level_results_notes=["on pythia", "the same"])
+        text = card(a, b, entry("c")).text
+        assert "- `a`: on gpt2" in text and "- `b`: on pythia" in text and "- the same" in text
 
 
 class TestText:
@@ -128,6 +140,63 @@ class TestText:
 
     @pytest.mark.parametrize("existing", ["", "# Mine\n", "---\nlicense: mit\n---\n# Mine\n"])
     def test_building_it_again_changes_nothing(self, existing):
-        first = build_card("me/saes", [entry()], existing or None, None)
-        assert build_card("me/saes", [entry()], first, None) == first
+        first = build_card("me/saes", [entry()], set(), existing or None, None)
+        assert build_card("me/saes", [entry()], set(), first, None) == first
         assert ("# Mine" in first) == bool(existing)
+
+    def test_a_topk_sae_has_no_levels_to_cut(self):
+        made = entry()
+        made.cfg["architecture"] = "topk"
+        text = card(made).text
+        assert "level(0)" not in text
+        assert "bussmann2025" in text
+
+    def test_local_paths_are_nobodys_business(self):
+        text = card(entry(dataset_path="/home/alice/data", model_name="./mine")).text
+        assert "alice" not in text and "./mine" not in text
+
+
+class TestWhatIsThere:
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda text: text.replace(END, ""),
+            lambda text: text.replace(BEGIN, ""),
+            lambda text: text.replace(BEGIN, "x").replace(END, BEGIN).replace("x", END),
+            lambda text: text + text.split("---\n", 2)[2],
+        ],
+    )
+    def test_marks_that_are_not_a_pair(self, spoil):
+        text = spoil(build_card("me/saes", [entry()], set(), None, None))
+        with pytest.raises(ValueError, match="Leave one of each, in this order"):
+            build_card("me/saes", [entry()], set(), text, None)
+
+    def test_front_matter_that_is_not_ours_to_read(self):
+        index = (
+            "model-index:\n- name: one\n  results: [{anything: 1}]\n- name: two\n  results: []\n"
+        )
+        text = build_card("me/saes", [entry()], set(), f"---\n{index}---\n", None)
+        front = yaml.safe_load(text.split("---\n")[1])
+        assert front["model-index"] == yaml.safe_load(index)["model-index"]
+        with pytest.raises(ValueError, match="front matter of README.md cannot be read"):
+            build_card("me/saes", [entry()], set(), "---\na: [\n---\n", None)
+
+    @pytest.mark.parametrize(
+        "cfg", [{}, {"d_sae": "many"}, {"architecture": "nobodys", "d_sae": 8, "metadata": None}]
+    )
+    def test_a_strange_sae_is_left_out(self, cfg, caplog):
+        found = CardEntry.of_any_version("strange", cfg, {})
+        assert found is None and "says nothing of 'strange'" in caplog.text
+
+    def test_an_sae_of_an_old_saelens(self):
+        cfg = {
+            "d_in": 8,
+            "d_sae": 16,
+            "hook_point": "blocks.0.hook_resid_pre",
+            "model_name": "gpt2",
+        }
+        found = CardEntry.of_any_version("old", {**cfg, "dtype": "float32"}, {})
+        assert found is not None
+        text = card(found).text
+        assert row(text, "| `old`") == ["`old`", "-", "16"]
+        assert "6.54" not in text  # it says nothing of its version, so the card does not either

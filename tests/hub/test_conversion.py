@@ -447,6 +447,13 @@ class TestSAELens:
         assert_converted(tmp_path / "out", matryoshka, outputs_in_training(sae, scaler))
         assert contents(tmp_path / "checkpoint") == before
 
+    def test_bfloat16_is_folded_in_float32(self, tmp_path):
+        sae = trained_by_saelens(dtype="bfloat16", rescale_acts_by_decoder_norm=True)
+        scaler = saved_in_training(tmp_path / "checkpoint", sae)
+        exact = TrainingSAE.load_from_disk(tmp_path / "checkpoint", dtype="float32")
+        matryoshka = convert(tmp_path / "checkpoint", tmp_path / "out")
+        assert_converted(tmp_path / "out", matryoshka, outputs_in_training(exact, scaler))
+
     def test_what_training_saved_at_its_end(self, tmp_path):
         trained_by_saelens().save_inference_model(tmp_path / "sae")
         save_file({"sparsity": torch.zeros(D_SAE)}, tmp_path / "sae" / "sparsity.safetensors")

@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_helpers import WIDTHS, random_sae
+import torch
+from bench_helpers import HOOK, WIDTHS, random_sae
+from sae_lens import SAE
 
+from sae_lens_matryoshka.bench.sources import bench_form
 from sae_lens_matryoshka.fingerprint import fingerprint
-from sae_lens_matryoshka.hub.scores import attach_scores
-from sae_lens_matryoshka.level_results import results_of
+from sae_lens_matryoshka.hub.scores import Scores
+from sae_lens_matryoshka.hub.staging import stage
+from sae_lens_matryoshka.level_results import measurement, record, results_of
+from sae_lens_matryoshka.sae import copy_of
 
 METRICS = [
     ("fidelity", "l0", "L0", None, "", True),
@@ -48,7 +53,10 @@ nested,1,64,1,tpp,,,failed,broke,1,false
 other,0,160,,fidelity,fvu,0.9,done,,1,false
 nested,2,160,,fidelity,fvu,0.9,done,,1,true
 """
-    attach_scores({"a": sae, "b": other}, results(tmp_path, sae, rows))
+    scores = Scores(results(tmp_path, sae, rows))
+    for one in (sae, other):
+        scores.attach(one)
+    scores.require_any(["a", "b"])
     metadata = sae.cfg.metadata
     assert results_of(metadata, 16) == {"L0": {"mean": 9.5}, "FVU ↓": {"mean": 0.6}}
     assert results_of(metadata, 160) == {
@@ -62,11 +70,64 @@ nested,2,160,,fidelity,fvu,0.9,done,,1,true
 
 
 def test_results_of_other_weights(tmp_path: Path):
-    folder = results(tmp_path, random_sae(seed=1), "")
+    scores = Scores(results(tmp_path, random_sae(seed=1), ""))
+    scores.attach(random_sae())
     with pytest.raises(ValueError, match="measured nested, other.*run the benchmark on what you"):
-        attach_scores({"a": random_sae()}, folder)
+        scores.require_any(["a"])
 
 
 def test_no_results(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="run.json is missing"):
-        attach_scores({"a": random_sae()}, tmp_path)
+        Scores(tmp_path)
+
+
+def zero_row() -> Any:
+    sae = random_sae(widths=WIDTHS)
+    sae.W_dec.data[7] = 0
+    return sae
+
+
+FORMS = {
+    "float32": lambda: random_sae(widths=WIDTHS),
+    "bfloat16": lambda: copy_of(random_sae(widths=WIDTHS)).to(dtype=torch.bfloat16),
+    "zero row": zero_row,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_the_benchmark_opened_is_what_is_published(tmp_path: Path, form: str):
+    """From the folder, through the benchmark's own form of it, to the staged SAE."""
+    FORMS[form]().save_model(tmp_path / "sae")
+    opened = SAE.load_from_disk(tmp_path / "sae", dtype="float32")  # as the benchmark does
+    measured = bench_form(opened, "nested", HOOK, "demo")
+    scores = Scores(results(tmp_path, measured, "nested,0,16,,fidelity,l0,9.5,done,,1,false\n"))
+    staged = stage("a", tmp_path / "sae").sae
+    scores.attach(staged)
+    assert results_of(staged.cfg.metadata, 16) == {"L0": {"mean": 9.5}}
+    staged.save_model(tmp_path / "published")
+    again = stage("a", tmp_path / "published").sae
+    assert results_of(again.cfg.metadata, 16) == {"L0": {"mean": 9.5}}
+
+
+def test_results_take_the_place_of_older_ones(tmp_path: Path):
+    sae = random_sae(widths=WIDTHS)
+    record(sae, {16: {"TPP, n=5 ↑": measurement([0.9])}, 64: {"L0": measurement([7])}})
+    Scores(results(tmp_path, sae, "nested,0,16,,fidelity,l0,9.5,done,,1,false\n")).attach(sae)
+    assert results_of(sae.cfg.metadata, 16) == {"L0": {"mean": 9.5}}
+    assert results_of(sae.cfg.metadata, 64) == {}
+
+
+def test_one_sae_under_two_names(tmp_path: Path):
+    sae = random_sae(widths=WIDTHS)
+    rows = """\
+nested,0,16,0,tpp,tpp_5,0.1,done,,1,false
+twin,2,160,0,tpp,tpp_5,0.3,done,,1,false
+twin,0,16,0,tpp,tpp_5,0.1,done,,1,false
+"""
+    folder = results(tmp_path, sae, rows)
+    run = json.loads((folder / "run.json").read_text())
+    run["fingerprints"]["saes"]["twin"] = fingerprint(sae)
+    (folder / "run.json").write_text(json.dumps(run))
+    Scores(folder).attach(sae)
+    assert results_of(sae.cfg.metadata, 16) == {"TPP, n=5 ↑": {"mean": 0.1}}
+    assert results_of(sae.cfg.metadata, 160) == {"TPP, n=5 ↑": {"mean": 0.3}}

@@ -1,6 +1,7 @@
 """The check before an upload: another process, stock SAELens, the same outputs."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ register_sae_class("theirs", TheirSAE, TheirConfig)
 @pytest.mark.parametrize("widths", [None, WIDTHS])
 def test_latents_fire_on_the_inputs(widths: list[int] | None):
     given = random_sae(widths=widths)
-    expected = expectations(stage({"a": given}, False), levels=widths is not None)
+    expected = expectations(stage("a", given), levels=widths is not None)
     assert len(expected) == (1 if widths is None else 1 + len(WIDTHS))
     x = expected["a"].x
     fired = given.encode(x) > 0
@@ -53,25 +54,42 @@ def test_latents_fire_on_the_inputs(widths: list[int] | None):
 
 def test_a_latent_at_its_threshold_is_left_to_nobodys_rounding():
     sae = random_sae()
-    x = expectations(stage({"a": sae}, False), levels=False)["a"].x
+    x = expectations(stage("a", sae), levels=False)["a"].x
     latent = int(sae.encode(x)[50].argmax())
     hidden_pre = (x[50] - sae.b_dec) @ sae.W_enc[:, latent] + sae.b_enc[latent]
     sae.threshold.data[latent] = hidden_pre
-    kept = expectations(stage({"a": sae}, False), levels=False)["a"].x
+    kept = expectations(stage("a", sae), levels=False)["a"].x
     assert not (kept == x[50]).all(dim=-1).any()
     assert len(kept) > len(x) // 2
 
 
+def test_the_given_sae_is_not_used():
+    """It would keep the shape of what it saw first."""
+    sae = random_sae(hook_name="blocks.1.attn.hook_z")
+    sae.cfg.reshape_activations = "hook_z"
+    sae.turn_on_forward_pass_hook_z_reshaping()
+    expectations(stage("a", sae), levels=False)
+    x = torch.randn(5, 8, 32)
+    assert sae(x).shape == x.shape
+
+
+def test_nothing_to_compare():
+    sae = random_sae()
+    sae.threshold.data += 1e9
+    with pytest.raises(ValueError, match="'a': no latent fires"):
+        expectations(stage("a", sae), levels=False)
+
+
 def test_the_script_imports_nothing_of_this_package():
     source = Path(reload.__file__).read_text()
-    assert "sae_lens_matryoshka." not in source and "import sae_lens_matryoshka" not in source
+    assert 'sys.modules["sae_lens_matryoshka"] = None' in source
+    assert not re.search("(from|import) sae_lens_matryoshka", source)
 
 
 @pytest.mark.slow
 def test_an_sae_that_stock_saelens_cannot_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "their_plugin.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     import their_plugin  # type: ignore[import-not-found]
 
     try:
@@ -86,9 +104,12 @@ def test_an_sae_that_stock_saelens_cannot_load(tmp_path: Path, monkeypatch: pyte
             ValueError, match="'theirs' of their_plugin, which stock SAELens cannot"
         ):
             publish({"a": sae}, "me/saes", dry_run=out)
-        publish({"a": sae}, "me/saes", dry_run=out, allow_plugin_only=True)
+        both = {"a": sae, "b": random_sae()}
+        publish(both, "me/saes", dry_run=out, allow_plugin_only=True)
         cfg = json.loads((out / "a" / "cfg.json").read_text())
         assert cfg["architecture"] == "theirs"
-        assert "`a` needs the package `their_plugin`" in (out / "README.md").read_text()
+        card = (out / "README.md").read_text()
+        assert "`a` needs the package `their_plugin`" in card
+        assert "`b` needs" not in card
     finally:
         del SAE_CLASS_REGISTRY["theirs"], sys.modules["their_plugin"]
