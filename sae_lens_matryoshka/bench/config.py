@@ -1,34 +1,18 @@
 """A benchmark's configuration: what the YAML file may say, and an error for all else."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard, cast, get_args
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, StrictBool, field_validator, model_validator
 
-from sae_lens_matryoshka.config_file import ConfigError
+from sae_lens_matryoshka.schema import AbsolutePath, Strict, validated
 
 EvalName = Literal["absorption", "sparse_probing", "tpp", "scr", "sae_probes", "core"]
 DEMO = "demo"
 
-AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSource(_Strict):
+class ModelSource(Strict):
     """
     The language model.
 
@@ -79,7 +63,7 @@ class ModelSource(_Strict):
         return (self.name or cast(Path, self.folder).name).replace("/", "_")
 
 
-class SAESource(_Strict):
+class SAESource(Strict):
     """
     One SAE.
 
@@ -121,7 +105,7 @@ class SAESource(_Strict):
         return self
 
 
-class PublishedSource(_Strict):
+class PublishedSource(Strict):
     """
     Results that somebody published, to stand beside those measured here.
 
@@ -138,7 +122,7 @@ class PublishedSource(_Strict):
     fvu: float | None = None
 
 
-class TextSource(_Strict):
+class TextSource(Strict):
     """
     The text on which L0 and FVU are measured.
 
@@ -153,7 +137,7 @@ class TextSource(_Strict):
     sequences: int = Field(default=256, ge=1)
 
 
-class BenchConfig(_Strict):
+class BenchConfig(Strict):
     """
     A benchmark of SAEs with SAEBench's evals.
 
@@ -255,77 +239,4 @@ def checked_config(
             settings = {**settings, "quick": value}
     if settings.get("quick") is True and isinstance(settings.get("when_quick"), dict):
         overrides = [*settings["when_quick"].items(), *overrides]
-    for key, value in overrides:
-        settings = with_setting(settings, str(key), value, name)
-    try:
-        return BenchConfig.model_validate(settings)
-    except ValidationError as error:
-        problems = "\n".join(f"  {_explain(dict(e))}" for e in error.errors())
-        raise ConfigError(f"{name} cannot be used:\n{problems}") from error
-
-
-def with_setting(settings: dict[str, Any], key: str, value: Any, source: str) -> dict[str, Any]:
-    """
-    A copy of the settings with one of them replaced.
-
-    Args:
-        settings: Nested; stays as it is.
-        key: Dotted, e.g. "evals.absorption.max_k_value"; numbers count list entries: "saes.0.levels".
-        value: The new value.
-        source: Where it was given, for errors.
-
-    Raises:
-        ConfigError: The key leads through something that has no keys.
-    """
-    first, _, rest = key.partition(".")
-    is_list = isinstance(settings, list)
-    copied = cast(dict[Any, Any], list(settings) if is_list else dict(settings))
-    place: Any = first
-    if is_list:
-        if not first.isdigit() or int(first) >= len(copied):
-            raise ConfigError(f"{source}: {first!r} is no entry of a list of {len(copied)}.")
-        place = int(first)
-    if not rest:
-        copied[place] = value
-        return copied
-    inner = copied[place] if is_list else copied.get(place)
-    inner = {} if inner is None else inner
-    if not isinstance(inner, dict | list):
-        raise ConfigError(
-            f"{source}: {first} is {inner!r} and has no keys, so {key} cannot be set."
-        )
-    copied[place] = with_setting(cast(dict[str, Any], inner), rest, value, source)
-    return copied
-
-
-def _explain(error: dict[str, Any]) -> str:
-    path = [str(part) for part in error["loc"]]
-    if error["type"] == "extra_forbidden":
-        known = _keys_at(BenchConfig, path[:-1])
-        return f"{'.'.join(path)}: unknown key.{did_you_mean(path[-1], known)}"
-    if error["type"] == "literal_error" and path[0] == "evals":
-        return f"{'.'.join(path[:2])}: no such eval.{did_you_mean(path[1], get_args(EvalName))}"
-    message = error["msg"].removeprefix("Value error, ")
-    given = "" if error["type"] in ("missing", "value_error") else f" (given: {error['input']!r})"
-    return f"{'.'.join(path) or 'config'}: {message}{given}"
-
-
-def did_you_mean(word: str, known: Any) -> str:
-    """The nearest known name as a question, then all of them."""
-    nearest = get_close_matches(word, known, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"{hint} Known: {', '.join(known)}."
-
-
-def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    """The keys that the schema knows below a path."""
-    for part in path:
-        inner = model.model_fields.get(part)
-        if inner is not None:
-            candidates = (inner.annotation, *get_args(inner.annotation))
-            model = next((c for c in candidates if _is_model(c)), model)
-    return list(model.model_fields)
-
-
-def _is_model(candidate: Any) -> TypeGuard[type[BaseModel]]:
-    return isinstance(candidate, type) and issubclass(candidate, BaseModel)
+    return validated(BenchConfig, settings, name, overrides)

@@ -8,10 +8,10 @@ import hashlib
 import re
 from pathlib import Path
 
-from sae_lens_matryoshka.bench.config import did_you_mean
 from sae_lens_matryoshka.bench.models import hash_files
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.hub.download import data_set_commit
+from sae_lens_matryoshka.schema import did_you_mean
 
 # what SAEBench reads of each
 COLUMNS = {

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from sae_lens_matryoshka.bench.config import did_you_mean
 from sae_lens_matryoshka.bench.outcome import Metric
 from sae_lens_matryoshka.config_file import ConfigError
+from sae_lens_matryoshka.schema import did_you_mean
 
 AUDIT = (
     "an audit (arXiv 2605.18229) found TPP and SCR unreliable at their standard settings: reseeding "

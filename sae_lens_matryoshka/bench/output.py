@@ -22,11 +22,11 @@ from sae_lens_matryoshka.bench.results import (
     is_done,
     other_settings,
     read_status,
-    write_json,
 )
 from sae_lens_matryoshka.bench.rows import FVU, L0
 from sae_lens_matryoshka.bench.table import markdown, write_csv
 from sae_lens_matryoshka.checkpoint import whole_files
+from sae_lens_matryoshka.json_file import write_json
 
 
 def compared_metrics(config: BenchConfig) -> list[Metric]:

@@ -23,9 +23,9 @@ from sae_lens_matryoshka.bench.results import (
     STATUS,
     is_finished,
     read_status,
-    write_json,
     write_status,
 )
+from sae_lens_matryoshka.json_file import write_json
 
 POLL_SECONDS = 0.2
 TAIL_BYTES, TAIL_CHARS = 20_000, 1_000

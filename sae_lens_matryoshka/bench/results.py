@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from sae_lens_matryoshka.bench.config import BenchConfig, PublishedSource
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Outcome
 from sae_lens_matryoshka.bench.plan import Item, Job
 from sae_lens_matryoshka.config_file import ConfigError
+from sae_lens_matryoshka.json_file import write_json
 
 RESULT = "eval_results.json"
 STATUS = "status.json"
@@ -32,14 +32,6 @@ _NOT_COMPARED = (
     "model_cache_path",
 )
 _EVAL_OF_TYPE = {"absorption_first_letter": "absorption", "sparse_probing_sae_probes": "sae_probes"}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
-    os.replace(partial, path)
 
 
 def write_status(item: Item, status: str, reason: str = "", seconds: float = 0.0) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from sae_lens_matryoshka.bench.config import DEMO, BenchConfig, checked_config, did_you_mean
+from sae_lens_matryoshka.bench.config import DEMO, BenchConfig, checked_config
 from sae_lens_matryoshka.bench.data import check_local, data_fingerprints
 from sae_lens_matryoshka.bench.disk import check_disk, in_gigabytes
 from sae_lens_matryoshka.bench.models import check_same_model, demo_key, model_fingerprint
@@ -41,6 +41,7 @@ from sae_lens_matryoshka.bench.results import (
 from sae_lens_matryoshka.bench.sources import bench_form, chosen_levels, open_sae
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.fingerprint import fingerprint
+from sae_lens_matryoshka.schema import did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,6 @@ from sae_lens_matryoshka.bench.results import (
     RESULT,
     SETUP_ERROR,
     read_metrics,
-    write_json,
     write_status,
 )
 from sae_lens_matryoshka.bench.runner import NotMeasurable, Runner, reset_random_state
@@ -37,6 +36,7 @@ from sae_lens_matryoshka.bench.sources import (
     open_sae,
 )
 from sae_lens_matryoshka.fingerprint import fingerprint
+from sae_lens_matryoshka.json_file import write_json
 from sae_lens_matryoshka.sae import copy_of
 
 

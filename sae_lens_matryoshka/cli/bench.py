@@ -12,10 +12,12 @@ from sae_lens_matryoshka.cli.shell import (
     errors_shown,
     load_sae_lens,
 )
-from sae_lens_matryoshka.config_file import parse_override, read_mapping
+from sae_lens_matryoshka.config_file import ConfigError, parse_override, read_mapping
 
 if TYPE_CHECKING:
     from sae_lens_matryoshka.bench import BenchReport
+
+TOY_TREE = "toy_tree"
 
 
 @app.command()
@@ -46,12 +48,16 @@ def bench(
 ) -> None:
     """Compare SAEs with SAEBench's evals: every nested level, several seeds, one table.
 
-    Needs the extra [bench]. The folder bench_configs of the repository holds examples;
+    Files of `kind: saebench`, which is the default, need the extra [bench]; `kind: toy_tree` is the paper's
+    toy, where the true features are known. The folder bench_configs of the repository holds examples;
     offline.yaml runs without a network. Interrupted, the same command goes on where it stopped.
     """
     with errors_shown(debug):
         settings = read_mapping(config)
         given = [parse_override(override) for override in overrides or []]
+        if settings.get("kind") == TOY_TREE:
+            _run_toy_tree(settings, given, only, str(config))
+            return
         load_sae_lens()
         try:
             report = _run_bench(settings, given, only, str(config))
@@ -70,6 +76,21 @@ def bench(
                 err=True,
             )
             raise typer.Exit(EXIT_RUN_FAILED)
+
+
+def _run_toy_tree(
+    settings: dict[str, Any], overrides: list[tuple[str, Any]], only: list[str] | None, name: str
+) -> None:
+    if only:
+        raise ConfigError(f"--only {only[0]} has no effect on kind: {TOY_TREE}. Leave it out.")
+    load_sae_lens()
+    from sae_lens_matryoshka.ground_truth.toy_bench import ToyTreeConfig, run
+    from sae_lens_matryoshka.schema import validated
+
+    config = validated(ToyTreeConfig, settings, name, overrides)
+    _, text = run(config)
+    typer.echo(text)
+    typer.echo(f"Everything is in {config.output}: results.md, results.json, heat_maps.png, saes")
 
 
 def _run_bench(

@@ -1,5 +1,6 @@
 """The commands around the Hub: publish, and convert what other libraries trained."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -70,6 +71,7 @@ def publish(
     with errors_shown(debug):
         given = _by_id(saes)
         load_sae_lens()
+        _quiet()
         from sae_lens_matryoshka import hub
 
         place = hub.publish(
@@ -145,6 +147,7 @@ def convert(
     with errors_shown(debug):
         chosen = None if widths is None else _whole_numbers("--widths", widths)
         load_sae_lens()
+        _quiet()
         from sae_lens_matryoshka import hub
 
         matryoshka = hub.convert(
@@ -160,6 +163,13 @@ def convert(
         )
         typer.echo(f"{matryoshka} is in {out}. To open it:")
         typer.echo(f"  MatryoshkaSAE.load_from_disk({str(out)!r})")
+
+
+def _quiet() -> None:
+    """SAELens says how to load the model of every SAE that it opens; no model is loaded here."""
+    warnings.filterwarnings(
+        "ignore", message="\nThis SAE has non-empty model_from_pretrained_kwargs"
+    )
 
 
 def _by_id(saes: list[str]) -> dict[str, str | Path]:

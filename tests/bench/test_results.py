@@ -15,10 +15,10 @@ from sae_lens_matryoshka.bench.results import (
     published_outcomes,
     read_metrics,
     read_status,
-    write_json,
     write_status,
 )
 from sae_lens_matryoshka.config_file import ConfigError
+from sae_lens_matryoshka.json_file import write_json
 
 
 def result(eval_type: str, **categories: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,169 @@
+"""`kind: toy_tree`: a vanilla and a Matryoshka SAE on the paper's toy tree, over several seeds."""
+
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated, Any, Literal, get_args
+
+import torch
+from pydantic import Field
+from tqdm import tqdm
+
+from sae_lens_matryoshka.ground_truth.matching import match
+from sae_lens_matryoshka.ground_truth.toy_training import Arm, train
+from sae_lens_matryoshka.ground_truth.toy_tree import ToyTree
+from sae_lens_matryoshka.json_file import write_json
+from sae_lens_matryoshka.markdown_table import pipe_table
+from sae_lens_matryoshka.schema import AbsolutePath, Strict
+
+TOKENS_FOR_L0 = 100_000
+HEADER = (
+    "SAE",
+    "latents under .85 ↓",
+    "smallest matched cosine ↑",
+    "mean matched cosine ↑",
+    "largest cosine elsewhere ↓",
+    "L0",
+)
+
+
+class ToyTreeConfig(Strict):
+    """
+    A comparison on the toy tree.
+
+    Args:
+        kind: "toy_tree".
+        seeds: Each is another tree, another start and other data.
+        steps: Training steps of 200 tokens.
+        jobs: Processes side by side.
+        output: Folder for the results.
+    """
+
+    kind: Literal["toy_tree"]
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        default=[0, 1, 2, 3, 4], min_length=1
+    )
+    steps: int = Field(default=40_000, ge=1_000)
+    jobs: int = Field(default=1, ge=1)
+    output: AbsolutePath
+
+
+@dataclass(frozen=True)
+class ToyResult:
+    """
+    What one SAE found of its tree; all numbers are of the saved and reloaded SAE.
+
+    Args:
+        arm: "vanilla" or "matryoshka".
+        seed: The seed.
+        n_absorbed: Latents whose matched cosine is under .85, of 20.
+        smallest: The smallest matched cosine.
+        mean: The mean matched cosine.
+        elsewhere: The largest absolute cosine of a latent with another feature than its own.
+        l0: Active latents per token.
+        cosines: Matched latents by features.
+    """
+
+    arm: Arm
+    seed: int
+    n_absorbed: int
+    smallest: float
+    mean: float
+    elsewhere: float
+    l0: float
+    cosines: list[list[float]]
+
+
+def run(config: ToyTreeConfig, verbose: bool = True) -> tuple[list[ToyResult], str]:
+    """
+    Train both SAEs for every seed and compare.
+
+    Args:
+        config: The comparison.
+        verbose: Whether to show a progress bar.
+
+    Returns:
+        The results, by arm and seed, and the table in Markdown. The output folder holds both, the heat
+        maps of the first seed, and the SAEs.
+    """
+    arms = get_args(Arm)
+    config.output.mkdir(parents=True, exist_ok=True)
+    spawn = multiprocessing.get_context("spawn")  # a forked child may hang in torch's threads
+    with ProcessPoolExecutor(config.jobs, mp_context=spawn) as pool:
+        waiting = [
+            pool.submit(one, arm, seed, config.steps, config.output)
+            for seed, arm in product(config.seeds, arms)
+        ]
+        done = tqdm(as_completed(waiting), total=len(waiting), unit="SAE", disable=not verbose)
+        results = [future.result() for future in done]
+    results.sort(key=lambda result: (arms.index(result.arm), config.seeds.index(result.seed)))
+    _write(config, results)
+    return results, table(results)
+
+
+def one(arm: Arm, seed: int, steps: int, output: Path) -> ToyResult:
+    """Train and judge one SAE; in a process of its own."""
+    torch.set_num_threads(1)  # the matrices are tiny
+    tree = ToyTree(seed)
+    sae = train(arm, tree, steps, seed, output / "saes" / f"{arm}_seed_{seed}")
+    with torch.no_grad():
+        matching = match(sae.W_dec, tree.features)
+        l0 = (sae.encode(tree.activations(TOKENS_FOR_L0)) > 0).float().sum(dim=-1).mean().item()
+    return ToyResult(
+        arm=arm,
+        seed=seed,
+        n_absorbed=matching.n_absorbed,
+        smallest=matching.matched.min().item(),
+        mean=matching.matched.mean().item(),
+        elsewhere=matching.largest_elsewhere,
+        l0=l0,
+        cosines=matching.cosines.tolist(),
+    )
+
+
+def table(results: Sequence[ToyResult]) -> str:
+    """Mean and sample standard deviation over seeds, one row per arm."""
+    rows: list[list[str]] = []
+    for arm in dict.fromkeys(result.arm for result in results):
+        of_arm = [result for result in results if result.arm == arm]
+        counts = [result.n_absorbed for result in of_arm]
+        rows.append(
+            [
+                arm,
+                f"{_spread(counts, 1)} of 20",
+                *(
+                    _spread([getattr(result, name) for result in of_arm], 3)
+                    for name in ("smallest", "mean", "elsewhere", "l0")
+                ),
+            ]
+        )
+    seeds = len({result.seed for result in results})
+    note = "One seed."
+    if seeds > 1:
+        note = f"Mean ± sample standard deviation over {seeds} seeds; each is another tree."
+    return f"{pipe_table(HEADER, rows, text_columns=1)}\n\n{note}\n"
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    text = f"{mean(values):.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {stdev(values):.{digits}f}"
+
+
+def _write(config: ToyTreeConfig, results: list[ToyResult]) -> None:
+    from sae_lens_matryoshka.ground_truth.heat_maps import write_heat_maps
+
+    content: dict[str, Any] = {
+        "config": config.model_dump(mode="json"),
+        "results": [asdict(result) for result in results],
+    }
+    write_json(config.output / "results.json", content)
+    (config.output / "results.md").write_text(table(results), encoding="utf-8")
+    shown = [result for result in results if result.seed == config.seeds[0]]
+    write_heat_maps(
+        {result.arm: torch.tensor(result.cosines) for result in shown},
+        config.output / "heat_maps.png",
+    )

@@ -1,0 +1,76 @@
+"""Train an SAE on the toy tree as the paper's toy code does (appendix C.1)."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from sae_lens import SAE
+from sae_lens.saes.sae import TrainStepInput
+
+from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
+from sae_lens_matryoshka.ground_truth.toy_tree import D_IN, N_FEATURES, ToyTree
+from sae_lens_matryoshka.latent_order import EnergyOrder
+from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
+
+Arm = Literal["vanilla", "matryoshka"]
+
+BATCH = 200
+TARGET_L0 = 1.2338
+L1_START, L1_WARM_UP = 0.2, 0.2
+LR, LR_WARM_UP_STEPS, LR_DECAY_FROM, LR_END = 3e-2, 100, 0.8, 0.1
+BETAS = (0.5, 0.9375)
+N_PREFIXES = 10
+
+
+def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path) -> SAE[Any]:
+    """
+    Train, save, and load again with stock SAELens.
+
+    Args:
+        arm: "matryoshka": ten random prefixes a step, latents sorted by energy; "vanilla": neither.
+        tree: What to train on.
+        steps: Of 200 tokens each; the paper has 40,000.
+        seed: Of the SAE's start and its prefixes.
+        folder: Where to save it.
+    """
+    torch.manual_seed(seed)
+    sae = MatryoshkaTrainingSAE(_config(arm, steps))
+    optimizer = torch.optim.Adam(sae.parameters(), lr=LR, betas=BETAS)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, steps))
+    order = EnergyOrder(N_FEATURES) if arm == "matryoshka" else None
+    for step in range(steps):
+        warm = min(1.0, step / (L1_WARM_UP * steps))
+        batch = TrainStepInput(tree.activations(BATCH), {"l1": L1_START * warm}, None, step, False)
+        out = sae.training_forward_pass(batch)
+        optimizer.zero_grad(set_to_none=True)
+        out.loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if order is not None:
+            order.step(sae, optimizer, out.feature_acts.to_dense())
+    sae.fold_W_dec_norm()
+    sae.save_inference_model(str(folder))
+    return SAE.load_from_disk(folder)
+
+
+def _config(arm: Arm, steps: int) -> MatryoshkaTrainingSAEConfig:
+    prefixes: dict[str, Any] = {"matryoshka_widths": [N_FEATURES]}
+    if arm == "matryoshka":
+        prefixes = {"prefix_sampling": "random", "n_prefixes": N_PREFIXES}
+    return MatryoshkaTrainingSAEConfig(
+        d_in=D_IN,
+        d_sae=N_FEATURES,
+        activation="relu",
+        l1_coefficient=L1_START,
+        l1_warm_up_steps=int(L1_WARM_UP * steps),
+        target_l0=TARGET_L0,
+        rescale_acts_by_decoder_norm=False,
+        **prefixes,
+    )
+
+
+def _lr_factor(step: int, steps: int) -> float:
+    """Up over the first steps, down to a tenth over the last fifth."""
+    decaying = max(0.0, (step - LR_DECAY_FROM * steps) / ((1 - LR_DECAY_FROM) * steps))
+    return min(1.0, (step + 1) / LR_WARM_UP_STEPS) * (1 - (1 - LR_END) * decaying)
