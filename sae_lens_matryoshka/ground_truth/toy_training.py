@@ -35,6 +35,8 @@ def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path) -> SAE[A
     """
     torch.manual_seed(seed)
     sae = MatryoshkaTrainingSAE(_config(arm, steps))
+    with torch.no_grad():  # the authors' start: the encoder is not the decoder's transpose
+        sae.W_enc.normal_(std=D_IN**-0.5)
     optimizer = torch.optim.Adam(sae.parameters(), lr=LR, betas=BETAS)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, steps))
     order = EnergyOrder(N_FEATURES) if arm == "matryoshka" else None
@@ -43,7 +45,8 @@ def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path) -> SAE[A
         batch = TrainStepInput(tree.activations(BATCH), {"l1": L1_START * warm}, None, step, False)
         out = sae.training_forward_pass(batch)
         optimizer.zero_grad(set_to_none=True)
-        out.loss.backward()
+        loss = out.loss / (1 if order is None else N_PREFIXES)  # theirs is the mean over prefixes
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         optimizer.step()
         schedule.step()
