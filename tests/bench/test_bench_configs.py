@@ -13,7 +13,8 @@ from sae_lens_matryoshka.bench.plan import check_evals
 from sae_lens_matryoshka.config_file import read_mapping
 
 FOLDER = Path(__file__).parents[2] / "bench_configs"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+OTHER_KINDS = ("toy_tree",)  # tests/ground_truth
+NAMES = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {*OTHER_KINDS})
 
 
 def load(name: str, quick: bool = False) -> BenchConfig:
