@@ -61,13 +61,14 @@ def record(sae: SAE[Any], results: Mapping[int, Mapping[str, Measurement]]) -> N
         sae: The SAE that was measured.
         results: By width and label. Numbers that are not finite are left out: JSON has none.
     """
-    drop_outdated(sae)
-    metadata = sae.cfg.metadata
+    metadata, mark = sae.cfg.metadata, fingerprint(sae)
+    if metadata.get(KEY) and metadata[MEASURED_ON] != mark:
+        forget(metadata)
     known: dict[str, Any] = dict(metadata.get(KEY) or {})
     for width, measured in results.items():
         finite = {label: one for label, one in measured.items() if math.isfinite(one["mean"])}
         known[str(width)] = {**known.get(str(width), {}), **finite}
-    metadata[KEY], metadata[MEASURED_ON] = known, fingerprint(sae)
+    metadata[KEY], metadata[MEASURED_ON] = known, mark
 
 
 def drop_outdated(sae: SAE[Any]) -> bool:

@@ -1,6 +1,8 @@
-"""Tables in Markdown, aligned for those who read the source."""
+"""Tables in Markdown, aligned for those who read the source; the words that they share."""
 
 from collections.abc import Sequence
+
+ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 
 
 def pipe_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
@@ -26,3 +28,16 @@ def pipe_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_column
         for line in lines
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:]))
+
+
+def level_label(index: int, n_levels: int) -> str:
+    """A level's index, with the word for the two ends; "-" for a flat SAE."""
+    if n_levels == 1:
+        return "-"
+    ends = {0: f"{index} (innermost)", n_levels - 1: f"{index} (outermost)"}
+    return ends.get(index, str(index))
+
+
+def with_arrow(label: str, better: str | None) -> str:
+    """A heading with the direction that is better: "higher", "lower", or None for neither."""
+    return f"{label} {ARROWS[better]}".strip()

@@ -15,6 +15,7 @@ from sae_lens_matryoshka import engine, level_results
 from sae_lens_matryoshka.checkpoint import whole_files
 from sae_lens_matryoshka.config import resolve_widths
 from sae_lens_matryoshka.nested_sae import is_hooked
+from sae_lens_matryoshka.sae_folder import require_sae
 
 # Parameters of the stock architectures, by the dimension that holds the latents.
 _LATENT_DIM = {"W_enc": 1, "b_enc": 0, "threshold": 0, "W_dec": 0}
@@ -96,11 +97,7 @@ class MatryoshkaSAE:
             ValueError: The metadata names no widths and none are given.
         """
         path = Path(path)
-        if not (path / "cfg.json").is_file():
-            raise FileNotFoundError(
-                f"{path} holds no SAE: there is no cfg.json. Give the folder that training printed "
-                "at its end (output_path)."
-            )
+        require_sae(path)
         return cls.from_sae(SAE.load_from_disk(path, device=device, dtype=dtype), widths)
 
     def save(self, path: str | Path) -> None:

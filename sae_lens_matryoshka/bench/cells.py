@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Metric, Status
 from sae_lens_matryoshka.bench.rows import L0, Row
 from sae_lens_matryoshka.bench.statistics import Difference, summarize
-
-ARROWS = {"higher": "↑", "lower": "↓", None: ""}
+from sae_lens_matryoshka.markdown_table import with_arrow
 
 CELL_OF_STATUS: dict[Status, str] = {
     "done": "not reported",
@@ -45,7 +44,7 @@ class Column:
     @property
     def header(self) -> str:
         """The label with an arrow towards the better direction."""
-        return f"{self.metric.label} {ARROWS[self.metric.better]}".strip()
+        return with_arrow(self.metric.label, self.metric.better)
 
 
 @dataclass

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sae_lens_matryoshka.bench.cells import ARROWS
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Metric, Outcome
 from sae_lens_matryoshka.bench.rows import L0, Row, group
 from sae_lens_matryoshka.bench.statistics import summarize
+from sae_lens_matryoshka.markdown_table import ARROWS
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; without their yellow, too pale here.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Metric, Outcome
+from sae_lens_matryoshka.markdown_table import level_label
 
 L0 = Metric(FIDELITY, "l0", "L0", None)
 FVU = Metric(FIDELITY, "fvu", "FVU", "lower")
@@ -38,10 +39,7 @@ class Row:
     @property
     def level_name(self) -> str:
         """The level's index as in `MatryoshkaSAE.level`, with the word for the two ends."""
-        if self.levels == 1:
-            return "-"
-        ends = {0: "0 (innermost)", self.levels - 1: f"{self.level} (outermost)"}
-        return ends.get(self.level, str(self.level))
+        return level_label(self.level, self.levels)
 
     @property
     def is_outermost(self) -> bool:

@@ -20,6 +20,7 @@ from sae_lens_matryoshka.sae import (
     named_widths,
     not_finite,
 )
+from sae_lens_matryoshka.sae_folder import require_sae
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,7 @@ def _open(source: SAESource, demo_folder: Path) -> SAE[Any]:
     elif source.repo and source.id and source.format == "saelens":
         folder = download_sae(source.repo, source.id, source.revision)
     if folder is not None:
-        if not (folder / "cfg.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no SAE: there is no cfg.json. Give the folder that training "
-                "printed at its end (output_path)."
-            )
+        require_sae(folder)
         return SAE.load_from_disk(folder, device="cpu", dtype="float32")
     release, sae_id = source.release or source.repo, source.id
     assert release and sae_id  # checked with the config

@@ -1,5 +1,6 @@
 """The commands around the Hub: publish, and convert what other libraries trained."""
 
+import json
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -8,9 +9,9 @@ import typer
 
 from sae_lens_matryoshka.cli.shell import Debug, app, errors_shown, load_sae_lens
 from sae_lens_matryoshka.config_file import ConfigError
+from sae_lens_matryoshka.sae_folder import CFG_FILENAME, require_sae
 
 MAIN = "main"
-CFG_FILENAME = "cfg.json"  # SAELens's name, kept here since importing it is slow
 
 
 @app.command()
@@ -188,14 +189,11 @@ def _by_id(saes: list[str]) -> dict[str, str | Path]:
 
 
 def _hook_of(folder: Path) -> str:
-    import json
-
     try:
-        metadata = json.loads((folder / CFG_FILENAME).read_text()).get("metadata") or {}
-    except FileNotFoundError:
-        below = sorted(str(path.parent) for path in folder.glob(f"*/{CFG_FILENAME}"))
-        hint = f" There are SAEs in {', '.join(below)}." if below else ""
-        raise ConfigError(f"{folder} holds no SAE: there is no {CFG_FILENAME}.{hint}") from None
+        require_sae(folder)
+    except FileNotFoundError as error:
+        raise ConfigError(str(error)) from None
+    metadata = json.loads((folder / CFG_FILENAME).read_text()).get("metadata") or {}
     if not metadata.get("hook_name"):
         raise ConfigError(f"{folder} does not name its hook. Give it an id: ID={folder}.")
     return str(metadata["hook_name"])

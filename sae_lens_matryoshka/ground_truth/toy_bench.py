@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from tqdm import tqdm
 
+from sae_lens_matryoshka.checkpoint import whole_files
 from sae_lens_matryoshka.ground_truth.matching import match
 from sae_lens_matryoshka.ground_truth.toy_training import Arm, train
 from sae_lens_matryoshka.ground_truth.toy_tree import ToyTree
@@ -163,10 +164,9 @@ def _write(config: ToyTreeConfig, results: list[ToyResult]) -> None:
         "config": config.model_dump(mode="json"),
         "results": [asdict(result) for result in results],
     }
-    write_json(config.output / "results.json", content)
-    (config.output / "results.md").write_text(table(results), encoding="utf-8")
     shown = [result for result in results if result.seed == config.seeds[0]]
-    write_heat_maps(
-        {result.arm: torch.tensor(result.cosines) for result in shown},
-        config.output / "heat_maps.png",
-    )
+    cosines = {result.arm: torch.tensor(result.cosines) for result in shown}
+    with whole_files(config.output) as staging:
+        write_json(staging / "results.json", content)
+        (staging / "results.md").write_text(table(results), encoding="utf-8")
+        write_heat_maps(cosines, staging / "heat_maps.png")

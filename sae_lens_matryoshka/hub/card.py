@@ -15,7 +15,7 @@ from yaml import YAMLError
 from sae_lens_matryoshka.hub.sae_ids import level_id
 from sae_lens_matryoshka.hub.staging import NEEDED_PACKAGE
 from sae_lens_matryoshka.level_results import FVU, L0, NOTES, Measurement, results_of
-from sae_lens_matryoshka.markdown_table import pipe_table
+from sae_lens_matryoshka.markdown_table import level_label, pipe_table
 from sae_lens_matryoshka.model_names import official_name
 from sae_lens_matryoshka.sae import named_widths
 
@@ -207,18 +207,12 @@ def _table(entries: Sequence[CardEntry], published: Set[str]) -> str:
         for index, width in enumerate(entry.widths):
             level = level_id(entry.sae_id, index, width)
             sae_id = entry.sae_id if index == last else level if level in published else ""
-            place = [f"`{sae_id}`" if sae_id else "", _level_label(index, last), f"{width:,}"]
+            place = [f"`{sae_id}`" if sae_id else "", level_label(index, last + 1), f"{width:,}"]
             rows.append((place, _measured(entry, width)))
     found = dict.fromkeys(label for _, measured in rows for label in measured)
     labels = [*(label for label in FIRST if label in found), *(x for x in found if x not in FIRST)]
     cells = [[*place, *(measured.get(label, "-") for label in labels)] for place, measured in rows]
     return pipe_table(["sae_id", "level", "width", *labels], cells, text_columns=2)
-
-
-def _level_label(index: int, last: int) -> str:
-    if last == 0:
-        return "-"
-    return {0: f"{index} (innermost)", last: f"{index} (outermost)"}.get(index, str(index))
 
 
 def _measured(entry: CardEntry, width: int) -> dict[str, str]:

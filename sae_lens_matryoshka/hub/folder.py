@@ -15,6 +15,7 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_lens_matryoshka.sae import inference_form
+from sae_lens_matryoshka.sae_folder import require_sae
 
 _ONLY_IN_TRAINING = "decoder_init_norm"  # a field of every training configuration of SAELens
 
@@ -31,13 +32,7 @@ def open_folder(folder: Path, dtype: str | None = None) -> SAE[Any]:
     Raises:
         FileNotFoundError: There is no SAE in the folder.
     """
-    if not (folder / SAE_CFG_FILENAME).is_file():
-        below = sorted(str(path.parent) for path in folder.glob(f"*/{SAE_CFG_FILENAME}"))
-        hint = f" There are SAEs in {', '.join(below)}." if below else ""
-        raise FileNotFoundError(
-            f"{folder} holds no SAE: there is no {SAE_CFG_FILENAME}.{hint} Give the folder that "
-            "training printed at its end (output_path)."
-        )
+    require_sae(folder)
     if _ONLY_IN_TRAINING not in json.loads((folder / SAE_CFG_FILENAME).read_text()):
         return SAE.load_from_disk(folder, dtype=dtype)
     sae = TrainingSAE.load_from_disk(folder, dtype=dtype)

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE
-from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
 from sae_lens_matryoshka.hub.download import download_sae
 from sae_lens_matryoshka.hub.folder import widths_beside
+from sae_lens_matryoshka.sae_folder import require_sae
 
 
 def load_published(
@@ -60,8 +60,7 @@ def load_published(
 
 
 def _load_folder(folder: Path, device: str, dtype: str) -> tuple[SAE[Any], Sequence[int] | None]:
-    if not (folder / SAE_CFG_FILENAME).is_file():
-        raise FileNotFoundError(f"{folder} holds no SAE: there is no {SAE_CFG_FILENAME}.")
+    require_sae(folder)
     return SAE.load_from_disk(folder, device=device, dtype=dtype), widths_beside(folder)
 
 

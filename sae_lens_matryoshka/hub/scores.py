@@ -14,9 +14,8 @@ from sae_lens import SAE
 
 from sae_lens_matryoshka import level_results
 from sae_lens_matryoshka.fingerprint import fingerprint
+from sae_lens_matryoshka.markdown_table import with_arrow
 from sae_lens_matryoshka.sae import copy_of, has_unit_norms
-
-ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
 
 
 class Scores:
@@ -77,7 +76,7 @@ class Scores:
                 values[key][row["seed"]] = float(row["value"])
         found: dict[int, dict[str, level_results.Measurement]] = defaultdict(dict)
         for metric in self.run["metrics"]:
-            label = metric["label"] + ARROWS[metric["better"]]
+            label = with_arrow(metric["label"], metric["better"])
             for (width, eval_name, key), by_seed in values.items():
                 is_it = (eval_name, key) == (metric["eval"], metric["key"])
                 if is_it and metric["in_table"] and all(map(math.isfinite, by_seed.values())):

@@ -100,7 +100,7 @@ def write(staged: StagedSAE, levels: bool, root: Path) -> list[str]:
     Returns:
         The ids of everything written.
     """
-    written = {staged.sae_id: staged.sae}
+    written = [staged.sae_id]
     _write(root / staged.sae_id, staged.sae, staged.sparsity)
     if staged.runner_cfg is not None:
         shutil.copyfile(staged.runner_cfg, root / staged.sae_id / RUNNER_CFG_FILENAME)
@@ -110,8 +110,8 @@ def write(staged: StagedSAE, levels: bool, root: Path) -> list[str]:
             level, name = matryoshka.level(index), level_id(staged.sae_id, index, width)
             hand_on(staged.sae, level)
             _write(root / name, level, staged.sparsity)
-            written[name] = level
-    return list(written)
+            written.append(name)
+    return written
 
 
 def needed_package(sae: SAE[Any]) -> str | None:
