@@ -1,5 +1,6 @@
-"""L0 and FVU of an SAE on text: what no comparison goes without."""
+"""L0 and FVU of an SAE on text, how alike its latents are: what no comparison goes without."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,23 +13,26 @@ if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
 TOKENS_AT_A_TIME = 1024
+LATENTS_AT_A_TIME = 512  # against 65,536: 134 MB of cosines
 
 
 @dataclass(frozen=True)
 class Fidelity:
     """
-    How an SAE does on text.
+    How an SAE does on text, and its decoder.
 
     Args:
         l0: Active latents per token.
         fvu: Fraction of variance unexplained: sum |x - x_hat|^2 / sum |x - mean(x)|^2.
         silent: Share of latents that never fired.
+        decoder_max_cosine: As the function of that name gives it; no text decides it.
         tokens: Tokens that this was measured on.
     """
 
     l0: float
     fvu: float
     silent: float
+    decoder_max_cosine: float
     tokens: int
 
 
@@ -85,5 +89,34 @@ def measure(sae: SAE[Any], x: torch.Tensor) -> Fidelity:
         l0=float(fired.sum()) / len(x),
         fvu=error / variance,
         silent=float((fired == 0).double().mean()),
+        decoder_max_cosine=decoder_max_cosine(sae.W_dec),
         tokens=len(x),
     )
+
+
+@torch.no_grad()
+def decoder_max_cosine(W_dec: torch.Tensor) -> float:
+    """
+    Mean over latents of the largest cosine of a latent's decoder row with another latent's.
+
+    OrtSAE's mean max cos (arXiv 2509.22033). A row of zeros has no direction: it is left out, as a latent
+    and as another's neighbour.
+
+    Args:
+        W_dec: (d_sae, d_in), or (d_sae, heads, d_head).
+
+    Returns:
+        The mean; NaN with fewer than two rows, where no latent has another.
+    """
+    rows = W_dec.flatten(1).float()
+    norms = rows.norm(dim=-1, keepdim=True)  # (d_sae, 1)
+    has_direction = norms[:, 0] != 0
+    directions = rows[has_direction] / norms[has_direction]  # (latents, d_in)
+    if len(directions) < 2:
+        return math.nan
+    largest: list[torch.Tensor] = []
+    for start in range(0, len(directions), LATENTS_AT_A_TIME):
+        cosines = directions[start : start + LATENTS_AT_A_TIME] @ directions.T  # (block, latents)
+        cosines.diagonal(start).fill_(-math.inf)  # a latent's with itself
+        largest.append(cosines.amax(dim=-1))
+    return float(torch.cat(largest).double().mean())

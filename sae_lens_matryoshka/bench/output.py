@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from sae_lens_matryoshka.bench.config import BenchConfig
-from sae_lens_matryoshka.bench.evals import eval_config, metrics_of
+from sae_lens_matryoshka.bench.evals import eval_config
+from sae_lens_matryoshka.bench.metrics import metrics_of
 from sae_lens_matryoshka.bench.models import device_of
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Metric, Outcome
 from sae_lens_matryoshka.bench.plan import Job, OpenedSAE, package_versions
@@ -23,15 +24,15 @@ from sae_lens_matryoshka.bench.results import (
     other_settings,
     read_status,
 )
-from sae_lens_matryoshka.bench.rows import FVU, L0
+from sae_lens_matryoshka.bench.rows import DECODER_MAX_COSINE, FVU, L0
 from sae_lens_matryoshka.bench.table import markdown, write_csv
 from sae_lens_matryoshka.checkpoint import whole_files
 from sae_lens_matryoshka.json_file import write_json
 
 
 def compared_metrics(config: BenchConfig) -> list[Metric]:
-    """The metrics of the config's evals, L0 and FVU first."""
-    found = [L0, FVU]
+    """What is measured of every SAE, L0 and FVU first, then the metrics of the config's evals."""
+    found = [L0, FVU, DECODER_MAX_COSINE]
     for name, given in config.evals.items():
         found += metrics_of(name, eval_config(name, given))
     return found

@@ -8,6 +8,14 @@ from sae_lens_matryoshka.markdown_table import level_label
 
 L0 = Metric(FIDELITY, "l0", "L0", None)
 FVU = Metric(FIDELITY, "fvu", "FVU", "lower")
+DECODER_MAX_COSINE = Metric(
+    FIDELITY,
+    "decoder_max_cosine",
+    "decoder max cosine",
+    "lower",
+    "mean over latents of the largest cosine with another latent's decoder row (OrtSAE's mean max cos, "
+    "arXiv 2509.22033). It grows with the width even for random directions: compare equal widths",
+)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ SAE_PROBES_CONTEXT = 1024  # its own; longer texts lose their beginning
 
 
 class FidelityRunner(Runner):
-    """L0 and FVU on text; ours, not SAEBench's."""
+    """L0 and FVU on text, the decoder max cosine; ours, not SAEBench's."""
 
     @override
     def build_cache(self) -> None:

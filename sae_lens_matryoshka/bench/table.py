@@ -46,7 +46,7 @@ DIFFERENCE_READING = (
     "fixed). They cover the evals' own randomness (probes, data draws), not that of training "
     "another SAE. A difference without an interval rests on fewer than two seeds in common. "
     "n: seeds in common, where there are fewer than elsewhere in the column. "
-    "L0 and FVU are the values themselves, not differences."
+    "L0, FVU and the decoder max cosine are the values themselves, not differences."
 )
 
 

@@ -7,10 +7,8 @@ import pytest
 
 from sae_lens_matryoshka.bench.evals import (
     EVALS,
-    counts,
     data_sets,
     eval_config,
-    metrics_of,
     smallest_width,
 )
 from sae_lens_matryoshka.config_file import ConfigError
@@ -76,28 +74,3 @@ def test_subsets_of_a_data_set_are_one():
     ]
     assert data_sets("core", eval_config("core", {"dataset": "a/b"})) == ["a/b"]
     assert data_sets("absorption", eval_config("absorption", {})) == []
-
-
-@pytest.mark.parametrize("name", EVALS)
-def test_every_metric_is_one_of_saebenchs(name: str):
-    from importlib import import_module
-
-    output = import_module(f"sae_bench.evals.{EVALS[name].module}.eval_output")
-    classes = [getattr(output, EVALS[name].result_class)]
-    if name == "core":
-        classes = [output.ModelPerformancePreservationMetrics]
-    known = {field.name for cls in classes for field in fields(cls)}
-    metrics = metrics_of(name, eval_config(name, {}))
-    assert metrics
-    assert {metric.key for metric in metrics} <= known
-
-
-def test_absorption_is_better_when_lower_and_others_carry_their_caveats():
-    absorption = metrics_of("absorption", eval_config("absorption", {}))
-    assert {metric.better for metric in absorption} == {"lower"}
-    for name in ("tpp", "scr"):
-        metrics = metrics_of(name, eval_config(name, {}))
-        assert {metric.better for metric in metrics} == {"higher"}
-        assert all("2605.18229" in metric.caveat for metric in metrics)
-        assert sum(metric.in_table for metric in metrics) == 3
-        assert len(metrics) == len(counts(name, eval_config(name, {}))) == 7

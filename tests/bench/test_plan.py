@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from sae_lens_matryoshka.bench import plan
 from sae_lens_matryoshka.bench.config import checked_config
 from sae_lens_matryoshka.bench.plan import Job, OpenedSAE, check_evals, make_jobs, needed_data
 from sae_lens_matryoshka.bench.sources import Level
@@ -64,6 +65,16 @@ def test_other_settings_of_an_eval_are_another_folder(settings: dict[str, Any]):
     assert len(before - after) == 2  # sparse probing's two levels
     upstream = folders(jobs(settings, upstream_defaults=True))
     assert len(before - upstream) == 2  # absorption's
+
+
+def test_what_is_computed_otherwise_is_run_again_and_nothing_else(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    before = jobs(settings)
+    monkeypatch.setitem(plan.RESULTS_FORMAT, "fidelity", 1)  # before it had the decoder max cosine
+    old = jobs(settings)
+    assert not folders(before[:1]) & folders(old[:1])
+    assert folders(before[1:]) == folders(old[1:])
 
 
 def test_what_decides_nothing_keeps_the_folder(settings: dict[str, Any]):

@@ -13,6 +13,7 @@ pytest.importorskip("plotly")
 from scipy import stats
 
 from sae_lens_matryoshka.bench.outcome import Metric, Outcome
+from sae_lens_matryoshka.bench.rows import DECODER_MAX_COSINE
 from sae_lens_matryoshka.bench.table import markdown, write_csv
 
 FRACTION = Metric("absorption", "fraction", "absorption fraction", "lower")
@@ -127,6 +128,24 @@ def test_callers_own_fidelity_metrics_are_not_doubled():
     header = list(tables(text)[0][0])
     assert header == ["SAE", "level", "width", "active", "unexplained ↓", "absorption fraction ↓"]
     assert "- unexplained: of held-out text" in text
+
+
+def test_decoder_max_cosine_stands_beside_l0_and_fvu():
+    one_latent = {"l0": 1.0, "fvu": 0.9, "decoder_max_cosine": math.nan}
+    whole = {"l0": 30.0, "fvu": 0.25, "decoder_max_cosine": 0.1484}
+    published = {"l0": 31.0, "fvu": 0.2}  # as earlier results, too
+    outcomes = [
+        outcome("nested", 0, "fidelity", metrics=one_latent),
+        outcome("nested", 2, "fidelity", metrics=whole),
+        outcome("paper", 0, "fidelity", metrics=published, published=True),
+    ]
+    text = markdown(outcomes, [DECODER_MAX_COSINE, FRACTION], "nested", "")
+    table, differences = tables(text)
+    assert list(table[0])[3:] == ["L0", "FVU ↓", "decoder max cosine ↓"]
+    cells = [row["decoder max cosine ↓"] for row in table]
+    assert cells == ["NaN", "0.148", "not measured"]
+    assert [row["decoder max cosine ↓"] for row in differences] == ["NaN", "not measured"]
+    assert "arXiv 2509.22033" in text
 
 
 def test_levels_without_numbers_say_why_with_each_reason_once():
