@@ -1,10 +1,8 @@
 """Every knob of a Matryoshka SAE, with unit, default and source."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sae_lens.saes.jumprelu_sae import JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
@@ -12,12 +10,16 @@ from sae_lens.saes.standard_sae import StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKSAEConfig
 from typing_extensions import override
 
+from sae_lens_matryoshka import config_rules
+from sae_lens_matryoshka.config_rules import is_whole
+
 ARCHITECTURE = "matryoshka"
 
 Activation = Literal["batchtopk", "topk", "relu", "jumprelu"]
 PrefixSampling = Literal["fixed", "random"]
 AuxLoss = Literal["global", "per_level", "none"]
 BDecInit = Literal["zeros", "geometric_median"]
+LatentOrder = Literal["fixed", "frequency", "energy"]
 
 # Shares of the dictionary that the paper's first four levels add (appendix A); the fifth takes the rest.
 PAPER_FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
@@ -25,6 +27,8 @@ PAPER_FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
 # Options that belong to some activations only: (activations, the default where it applies).
 ACTIVATION_OPTIONS: dict[str, tuple[tuple[Activation, ...], Any]] = {
     "k": (("batchtopk", "topk"), 100),
+    "k_start": (("batchtopk", "topk"), None),
+    "k_anneal_steps": (("batchtopk", "topk"), None),
     "l1_coefficient": (("relu",), 1.0),
     "l1_warm_up_steps": (("relu",), 0),
     "jumprelu_init_threshold": (("jumprelu",), 0.01),
@@ -34,7 +38,18 @@ ACTIVATION_OPTIONS: dict[str, tuple[tuple[Activation, ...], Any]] = {
     "target_l0": (("relu", "jumprelu"), None),
 }
 
-WHOLE_NUMBERS = ("d_in", "d_sae", "n_prefixes", "k_aux", "l1_warm_up_steps", "l0_warm_up_steps")
+WHOLE_NUMBERS = (
+    "d_in",
+    "d_sae",
+    "n_prefixes",
+    "k_aux",
+    "k_anneal_steps",
+    "l1_warm_up_steps",
+    "l0_warm_up_steps",
+    "snap_after_steps",
+    "resample_every",
+    "resample_until",
+)
 
 INFERENCE_CONFIGS: dict[Activation, type[SAEConfig]] = {
     "batchtopk": JumpReLUSAEConfig,
@@ -62,6 +77,9 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
             an L0 penalty.
         k (float | None): Active latents per token: an average for "batchtopk" (fractions allowed), a
             whole number for "topk". None: 100, as SAELens.
+        k_start (float | None): k at the first step, from where it goes linearly to k: the start is
+            easier with more active latents (dictionary_learning). None: k throughout.
+        k_anneal_steps (int | None): Steps that k_start takes to become k; to be given with k_start.
         matryoshka_widths (list[int] | None): Widths of the nested levels in latents, strictly
             increasing; d_sae is appended (to a copy) when missing. None: the paper's groups of 1/32,
             1/16, 1/8, 1/4 of d_sae and the rest (appendix A), rounded down, at least 1, without
@@ -70,6 +88,14 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
             level, d_sae's included. None: all 1, summed (the paper and SAELens).
         level_weight_mu (float | None): Instead of level_weights: level i of n gets mu^(n - i), the
             outermost 1 (arXiv 2505.11756). 0 is a flat SAE, 1 the paper's; about 0.75 was best there.
+        detach_inner_levels (bool): Whether the error of a level between the innermost and the outermost
+            one trains that level's own latents alone, given the reconstruction of those inside it. The
+            outermost level's error trains all. Default False.
+        latent_order (Literal["fixed", "frequency", "energy"]): Which latents the prefixes hold. "fixed"
+            (default): those of the smallest index. "frequency": those that fired most often, by a running
+            mean over steps (0.99 of it kept per step). "energy": those of largest running mean (0.95) of
+            (activation * decoder norm)^2 (the authors' toy code). Saved SAEs are sorted, so that their levels
+            are plain prefixes.
         prefix_sampling (Literal["fixed", "random"]): "fixed" (default): the loss sums over
             matryoshka_widths. "random": over n_prefixes widths drawn anew each step (paper, section
             3); matryoshka_widths are then only the levels reported and saved.
@@ -81,6 +107,15 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
         aux_loss_coefficient (float | None): Weight of the auxiliary loss. None: 1, as SAELens.
         k_aux (int | None): Dead latents per token that the auxiliary loss uses, at most. None:
             d_in / 2, as SAELens.
+        tilt (float | None): Weigh each token's error by softmax(tilt * error / mean error) over the batch,
+            so that badly reconstructed tokens count more (TERM, arXiv 2007.01162). None: all alike.
+        snap_after_steps (int | None): From this step on, the error is the norm of the residual instead of
+            its square (the snap loss of arXiv 2505.11756). None: never.
+        resample_every (int | None): Every so many steps, latents that the trainer counts as dead (SAELens's
+            dead_feature_window) start anew, pointing at what badly reconstructed tokens lack, and the
+            optimizer forgets their moments. None: never.
+        resample_until (int | None): Last step at which latents are resampled, so that they have time to
+            settle. None: no end.
         b_dec_init (Literal["zeros", "geometric_median"]): Start of the decoder bias: zeros, or the
             geometric median of the first batch (dictionary_learning), set once in a fresh SAE.
         rescale_acts_by_decoder_norm (bool): Treat decoder rows as if they had norm 1: activations are
@@ -111,15 +146,23 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
 
     activation: Activation = "batchtopk"
     k: float | None = None
+    k_start: float | None = None
+    k_anneal_steps: int | None = None
     matryoshka_widths: list[int] | None = None
     level_weights: list[float] | None = None
     level_weight_mu: float | None = None
+    detach_inner_levels: bool = False
+    latent_order: LatentOrder = "fixed"
     prefix_sampling: PrefixSampling = "fixed"
     n_prefixes: int = 10
     pareto_power: float = 0.5
     aux_loss: AuxLoss | None = None
     aux_loss_coefficient: float | None = None
     k_aux: int | None = None
+    tilt: float | None = None
+    snap_after_steps: int | None = None
+    resample_every: int | None = None
+    resample_until: int | None = None
     b_dec_init: BDecInit = "zeros"
     rescale_acts_by_decoder_norm: bool = True
     l1_coefficient: float | None = None
@@ -131,7 +174,7 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
     l0_warm_up_steps: int | None = None
 
     def __post_init__(self) -> None:
-        _one_of("activation", self.activation, Activation)
+        config_rules.one_of("activation", self.activation, Activation)
         self._fill_in_activation_options()
         if self.aux_loss is None:
             self.aux_loss = "global" if self.uses_top_k else "none"
@@ -181,24 +224,29 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
         Raises:
             ValueError: Says what was given, what is allowed and what to do.
         """
-        if not _is_whole(self.d_in) or self.d_in <= 0:
+        if not is_whole(self.d_in) or self.d_in <= 0:
             raise ValueError(
                 f"d_in={self.d_in!r} must be a positive whole number: the dimension of the activations."
             )
-        _one_of("prefix_sampling", self.prefix_sampling, PrefixSampling)
-        _one_of("aux_loss", self.aux_loss, AuxLoss)
-        _one_of("b_dec_init", self.b_dec_init, BDecInit)
-        _check_k(self)
-        _check_level_weights(self)
-        _check_prefixes(self)
-        _check_aux_loss(self)
+        config_rules.one_of("prefix_sampling", self.prefix_sampling, PrefixSampling)
+        config_rules.one_of("aux_loss", self.aux_loss, AuxLoss)
+        config_rules.one_of("b_dec_init", self.b_dec_init, BDecInit)
+        config_rules.one_of("latent_order", self.latent_order, LatentOrder)
+        config_rules.check_k(self)
+        config_rules.check_level_weights(self)
+        config_rules.check_prefixes(self)
+        config_rules.check_aux_loss(self)
+        config_rules.check_annealing(self)
+        config_rules.check_nesting(self)
+        config_rules.check_resampling(self)
+        config_rules.check_number(self, "tilt", "greater than 0", lambda value: value > 0)
         for name in ("l1_coefficient", "l0_coefficient", "jumprelu_init_threshold"):
-            _check_number(self, name, "at least 0", lambda value: value >= 0)
-        for name in ("l1_warm_up_steps", "l0_warm_up_steps"):
-            _check_number(self, name, "at least 0 steps", lambda value: value >= 0)
+            config_rules.check_number(self, name, "at least 0", lambda value: value >= 0)
+        for name in ("l1_warm_up_steps", "l0_warm_up_steps", "snap_after_steps"):
+            config_rules.check_number(self, name, "at least 0 steps", lambda value: value >= 0)
         for name in ("jumprelu_bandwidth", "decoder_init_norm"):
-            _check_number(self, name, "greater than 0", lambda value: value > 0)
-        _check_number(
+            config_rules.check_number(self, name, "greater than 0", lambda value: value > 0)
+        config_rules.check_number(
             self,
             "target_l0",
             f"greater than 0 and at most d_sae ({self.d_sae})",
@@ -229,7 +277,7 @@ def resolve_widths(widths: Sequence[int] | None, d_sae: int) -> list[int]:
         ValueError: d_sae or a width is not a positive whole number, the widths do not increase, or
             one is beyond d_sae.
     """
-    if not _is_whole(d_sae) or d_sae <= 0:
+    if not is_whole(d_sae) or d_sae <= 0:
         raise ValueError(f"d_sae={d_sae!r} must be a positive whole number of latents.")
     if widths is None:
         shares = [sum(PAPER_FRACTIONS[: i + 1]) for i in range(len(PAPER_FRACTIONS))]
@@ -239,7 +287,7 @@ def resolve_widths(widths: Sequence[int] | None, d_sae: int) -> list[int]:
             f"matryoshka_widths={widths!r} names no levels. Give a list of increasing widths, e.g. "
             f"{resolve_widths(None, d_sae)}, or leave it out for these."
         )
-    if any(not _is_whole(width) or width <= 0 for width in widths):
+    if any(not is_whole(width) or width <= 0 for width in widths):
         raise ValueError(
             f"matryoshka_widths={list(widths)} must hold positive whole numbers of latents."
         )
@@ -258,110 +306,3 @@ def resolve_widths(widths: Sequence[int] | None, d_sae: int) -> list[int]:
             f"above {d_sae} or set d_sae={resolved[-1]}."
         )
     return resolved
-
-
-def _check_k(cfg: MatryoshkaTrainingSAEConfig) -> None:
-    if not cfg.uses_top_k:
-        return
-    _check_number(
-        cfg,
-        "k",
-        f"greater than 0 and at most d_sae ({cfg.d_sae}); the default is 100",
-        lambda value: 0 < value <= cfg.d_sae,
-    )
-    if cfg.activation == "topk" and not _is_whole(cfg.k):
-        raise ValueError(
-            f"k={cfg.k!r} must be a whole number with activation='topk', which keeps k latents of "
-            "every token. For an average of fractions use activation='batchtopk'."
-        )
-
-
-def _check_level_weights(cfg: MatryoshkaTrainingSAEConfig) -> None:
-    weights, mu = cfg.level_weights, cfg.level_weight_mu
-    if weights is not None and mu is not None:
-        raise ValueError(
-            f"level_weights={weights} and level_weight_mu={mu} both set the level weights. Give one."
-        )
-    _check_number(cfg, "level_weight_mu", "at least 0", lambda value: value >= 0)
-    if weights is None:
-        return
-    if cfg.prefix_sampling == "random":
-        raise ValueError(
-            f"level_weights={weights} needs fixed levels, but prefix_sampling='random' draws them "
-            "anew each step. Use level_weight_mu, or prefix_sampling='fixed'."
-        )
-    if not isinstance(weights, list | tuple):
-        raise ValueError(f"level_weights={weights!r} must be a list of numbers, one per level.")
-    if len(weights) != len(cfg.widths):
-        raise ValueError(
-            f"level_weights={weights} has {len(weights)} entries for the {len(cfg.widths)} levels "
-            f"{cfg.widths} (d_sae is always the last). Give one weight per level."
-        )
-    if any(not _is_number(weight) or weight < 0 for weight in weights):
-        raise ValueError(
-            f"level_weights={weights} must be finite numbers, at least 0 (0 leaves a level out)."
-        )
-    if not any(weights):
-        raise ValueError(
-            f"level_weights={weights} leaves every level out: nothing would be reconstructed. "
-            "Give at least one level a positive weight."
-        )
-
-
-def _check_prefixes(cfg: MatryoshkaTrainingSAEConfig) -> None:
-    if cfg.prefix_sampling == "fixed":
-        for name in ("n_prefixes", "pareto_power"):
-            if getattr(cfg, name) != getattr(MatryoshkaTrainingSAEConfig, name):
-                raise ValueError(
-                    f"{name}={getattr(cfg, name)!r} has no effect with prefix_sampling='fixed'. "
-                    f"Leave it out or set prefix_sampling='random'."
-                )
-        return
-    if not _is_whole(cfg.n_prefixes) or not 1 <= cfg.n_prefixes <= cfg.d_sae:
-        raise ValueError(
-            f"n_prefixes={cfg.n_prefixes!r} must be a whole number from 1 to d_sae ({cfg.d_sae}): "
-            "the widths are drawn without replacement."
-        )
-    _check_number(cfg, "pareto_power", "greater than 0", lambda value: value > 0)
-
-
-def _check_aux_loss(cfg: MatryoshkaTrainingSAEConfig) -> None:
-    if cfg.aux_loss == "none":
-        for name in ("aux_loss_coefficient", "k_aux"):
-            if getattr(cfg, name) is not None:
-                raise ValueError(
-                    f"{name}={getattr(cfg, name)!r} has no effect with aux_loss='none'"
-                    f"{'' if cfg.uses_top_k else f', the default of {cfg.activation}'}. "
-                    "Leave it out or set aux_loss='global' or 'per_level'."
-                )
-    if cfg.aux_loss == "per_level" and cfg.prefix_sampling == "random":
-        raise ValueError(
-            "aux_loss='per_level' needs fixed levels, but prefix_sampling='random' draws them anew "
-            "each step. Use aux_loss='global', or prefix_sampling='fixed'."
-        )
-    _check_number(cfg, "aux_loss_coefficient", "at least 0", lambda value: value >= 0)
-    if cfg.k_aux is not None and not (_is_whole(cfg.k_aux) and cfg.k_aux > 0):
-        raise ValueError(f"k_aux={cfg.k_aux!r} must be a positive whole number of latents.")
-
-
-def _check_number(
-    cfg: MatryoshkaTrainingSAEConfig, name: str, allowed: str, is_allowed: Any
-) -> None:
-    value = getattr(cfg, name)
-    if value is None:
-        return
-    if not _is_number(value) or not is_allowed(value):
-        raise ValueError(f"{name}={value!r} must be {allowed}.")
-
-
-def _one_of(name: str, value: Any, allowed: Any) -> None:
-    if value not in get_args(allowed):
-        raise ValueError(f"{name}={value!r} must be one of {list(get_args(allowed))}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return _is_number(value) and value == int(value)

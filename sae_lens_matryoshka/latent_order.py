@@ -1,63 +1,79 @@
-"""Keep latents sorted while they train, so that prefixes hold the ones that carry most."""
+"""Which latents the prefixes hold while training, and the sort that makes them plain prefixes again.
+
+While training, latents stay where they are and only their places are known, so that weights, the
+optimizer's moments, the trainer's counters and checkpoints share one order. The last step sorts all of
+them; an SAE that is saved before is sorted in what is saved.
+"""
 
 from typing import Any
 
 import torch
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens import SAETrainer
 
-# Parameters by the dimension that holds the latents.
-_LATENT_DIM = {"W_enc": 1, "b_enc": 0, "threshold": 0, "W_dec": 0}
+from sae_lens_matryoshka import engine
+from sae_lens_matryoshka.config import LatentOrder
+from sae_lens_matryoshka.latent_parameters import LATENT_DIM, with_moments
 
-
-class EnergyOrder:
-    """
-    Latents in the order of a running mean of (activation * decoder norm)^2 (the authors' toy code).
-
-    Args:
-        d_sae: Latents.
-        decay: Share of the old mean per step.
-    """
-
-    def __init__(self, d_sae: int, decay: float = 0.95):
-        self.energy = torch.zeros(d_sae)
-        self.decay = decay
-
-    @torch.no_grad()
-    def step(
-        self, sae: TrainingSAE[Any], optimizer: torch.optim.Optimizer, acts: torch.Tensor
-    ) -> None:
-        """
-        Take in a batch and sort: parameters and the optimizer's moments together.
-
-        Args:
-            sae: The SAE in training, without rescale_acts_by_decoder_norm.
-            optimizer: Its optimizer, after its step.
-            acts: Activations of the batch, (batch, d_sae).
-        """
-        energy = (acts * sae.W_dec.norm(dim=-1)).pow(2).mean(dim=0)  # (d_sae,)
-        self.energy = self.decay * self.energy + (1 - self.decay) * energy
-        order = self.energy.argsort(descending=True, stable=True)
-        if not torch.equal(order, torch.arange(len(order))):
-            self.energy = self.energy[order]
-            permute_latents(sae, optimizer, order)
+# Share of the running mean kept per step: of the authors' toy code, and of what made frequencies useful
+# on SynthSAEBench.
+DECAY: dict[LatentOrder, float] = {"energy": 0.95, "frequency": 0.99}
 
 
 @torch.no_grad()
-def permute_latents(
-    sae: TrainingSAE[Any], optimizer: torch.optim.Optimizer, order: torch.Tensor
+def update_scores(
+    scores: torch.Tensor,
+    order: LatentOrder,
+    code: engine.Code,
+    batch: int,
+    norms: torch.Tensor | None,
+) -> None:
+    """Take in a batch.
+
+    Args:
+        scores: Running means by which latents are ordered, (d_sae,); changed in place.
+        order: What they are means of: "frequency" or "energy".
+        code: The batch's activations.
+        batch: Tokens in it.
+        norms: Decoder norms where activations do not carry them, (d_sae,); None: they do.
+    """
+    if order == "frequency":
+        new = code.firing_counts / batch
+    else:
+        new = code.square_sums() / batch
+        if norms is not None:
+            new = new * norms.square()
+    scores.lerp_(new.to(scores.dtype), 1 - DECAY[order])
+
+
+def order_of(scores: torch.Tensor) -> torch.Tensor:
+    """The latent at each place, (d_sae,): largest score first, then the smaller index."""
+    return scores.argsort(descending=True, stable=True)
+
+
+def sort_weights(weights: dict[str, torch.Tensor], order: torch.Tensor) -> None:
+    """Put the latents of saved weights, given by name, into an order."""
+    for name, dim in LATENT_DIM.items():
+        if name in weights:
+            weights[name] = weights[name].index_select(dim, order)
+
+
+@torch.no_grad()
+def sort_latents(
+    sae: torch.nn.Module,
+    scores: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    trainer: SAETrainer[Any, Any],
 ) -> None:
     """
-    Put latents into another order, with what the optimizer remembers of each.
+    Sort all that is known of each latent.
 
     Args:
         sae: The SAE in training.
-        optimizer: Its optimizer.
-        order: The present index of each latent to be, (d_sae,).
+        scores: What latents are ordered by, (d_sae,); moves along.
+        optimizer: Its optimizer, whose moments move along.
+        trainer: Its trainer, whose counters move along.
     """
-    for name, parameter in sae.named_parameters():
-        if name not in _LATENT_DIM:
-            continue
-        dim = _LATENT_DIM[name]
-        moments = [v for v in optimizer.state[parameter].values() if v.shape == parameter.shape]
-        for tensor in (parameter.data, *moments):
-            tensor.copy_(tensor.index_select(dim, order))
+    order = order_of(scores)
+    counters = (trainer.n_forward_passes_since_fired, trainer.act_freq_scores)
+    for dim, tensor in [*with_moments(sae, optimizer), *((0, t) for t in (scores, *counters))]:
+        tensor.copy_(tensor.index_select(dim, order.to(tensor.device)))

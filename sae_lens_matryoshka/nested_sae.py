@@ -14,6 +14,7 @@ from typing_extensions import override
 from sae_lens_matryoshka import engine
 from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.engine.compiling import not_compiled
+from sae_lens_matryoshka.latent_order import order_of
 from sae_lens_matryoshka.threshold import RecentActivations
 
 # What keeps its own data type, whatever the SAE's.
@@ -21,6 +22,7 @@ PRECISION = {
     "threshold": torch.float32,
     "topk_threshold": torch.double,
     "l1_scale": torch.double,
+    "latent_scores": torch.float32,
 }
 
 
@@ -47,12 +49,14 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
     l1_scale: torch.Tensor  # relu with target_l0 only: the controller's factor
     b_dec_is_set: torch.Tensor  # b_dec_init="geometric_median" only
     prefix_seed: torch.Tensor  # prefix_sampling="random" only
+    latent_scores: torch.Tensor  # latent_order other than "fixed" only: (d_sae,)
 
     def __init__(self, cfg: MatryoshkaTrainingSAEConfig, use_error_term: bool = False):
         cfg.validate()
         super().__init__(cfg, use_error_term)
         self.recent_activations = RecentActivations()
         self._engine = engine.Engine()
+        self.k_now = cfg.k  # while k_start is annealed: what the last training step had
         if cfg.activation == "batchtopk":
             self._register_scalar("topk_threshold", 0.0)
         if cfg.activation == "relu" and cfg.target_l0 is not None:
@@ -62,6 +66,8 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         if cfg.prefix_sampling == "random":
             seed = torch.randint(2**31, ())  # by torch's seed, so that runs differ
             self.register_buffer("prefix_seed", seed.to(self.W_dec.device))
+        if cfg.latent_order != "fixed":
+            self.register_buffer("latent_scores", torch.zeros(cfg.d_sae, device=self.W_dec.device))
 
     def _register_scalar(self, name: str, value: float) -> None:
         scalar = torch.tensor(value, dtype=PRECISION[name], device=self.W_dec.device)
@@ -96,10 +102,9 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
             return nn.ReLU()
         if activation == "jumprelu":
             return lambda hidden_pre: self._at_threshold(JumpReLU, hidden_pre, self.threshold)
-        k = cast(float, self.cfg.k)
         if activation == "topk":
-            return lambda hidden_pre: engine.token_top_k(hidden_pre, int(k))
-        return lambda hidden_pre: engine.batch_top_k(hidden_pre, k)
+            return lambda hidden_pre: engine.token_top_k(hidden_pre, int(cast(float, self.k_now)))
+        return lambda hidden_pre: engine.batch_top_k(hidden_pre, cast(float, self.k_now))
 
     def _at_threshold(
         self,
@@ -191,11 +196,10 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
 
     @not_compiled
     def _sparse_code(self, encoder: engine.Encoder) -> engine.SparseCode | None:
-        k = self.cfg.k
         if self.cfg.activation == "batchtopk":
-            return self._engine.batch_top_k(encoder, cast(float, k))
+            return self._engine.batch_top_k(encoder, cast(float, self.k_now))
         if self.cfg.activation == "topk":
-            return self._engine.token_top_k(encoder, cast(int, k))
+            return self._engine.token_top_k(encoder, int(cast(float, self.k_now)))
         code = self._engine.above(encoder, self._least_of_interest())
         if code is not None and self.cfg.activation == "jumprelu":
             code.acts = self.with_thresholds(JumpReLU, code)
@@ -209,6 +213,12 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         if isinstance(code, engine.SparseCode):  # (1, entries): its gradient sums over the first
             return self._at_threshold(function, code.hidden_pre[None], threshold)[0]
         return self._at_threshold(function, code.hidden_pre, threshold)
+
+    def latent_order(self) -> torch.Tensor | None:
+        """The latent at each place that prefixes count, (d_sae,); None: as they are."""
+        if self.cfg.latent_order == "fixed":
+            return None
+        return order_of(self.latent_scores)
 
     def decoder(self) -> torch.Tensor:
         """The decoder for activations as encode gives them, (d_sae, d_in).

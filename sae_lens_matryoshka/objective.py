@@ -32,6 +32,15 @@ def level_weights(
     return [1.0] * n_levels
 
 
+def annealed_k(
+    step: int, k: float | None, k_start: float | None, n_steps: int | None
+) -> float | None:
+    """k at a training step: linear from k_start to k over n_steps, k afterwards or without a start."""
+    if k is None or k_start is None or n_steps is None:
+        return k
+    return k_start + (k - k_start) * min(1.0, step / n_steps)
+
+
 def draw_prefixes(d_sae: int, n_prefixes: int, power: float, seed: int) -> list[int]:
     """Draw nested widths by the authors' law P(width <= w) = (w / d_sae)^power.
 
@@ -64,17 +73,51 @@ def nested_squared_error(x: torch.Tensor, reconstructions: torch.Tensor) -> torc
     Returns:
         (levels,)
     """
-    return _MeanSquaredNorm.apply(reconstructions - x)
+    return token_squared_errors(x, reconstructions).mean(dim=-1)
 
 
-class _MeanSquaredNorm(torch.autograd.Function):
-    """diff.pow(2).sum(-1).mean(-1), with half the passes over memory."""
+def nested_error(
+    x: torch.Tensor,
+    reconstructions: torch.Tensor,
+    tilt: float | None = None,
+    snapped: bool = False,
+) -> torch.Tensor:
+    """The error that a level is asked to make small: the squared one, unless options change it.
+
+    Args:
+        x: Activations, (batch, d_in).
+        reconstructions: Every level's reconstruction, (levels, batch, d_in).
+        tilt: Weigh each token by softmax(tilt * its error / mean error), or None for equal weights:
+            the gradient of the tilted risk log(mean(exp(tilt * error))) / tilt with errors in units
+            of their mean (TERM, Li et al., arXiv 2007.01162).
+        snapped: Whether the error is the norm of the residual instead of its square (the snap loss
+            of arXiv 2505.11756).
+
+    Returns:
+        (levels,)
+    """
+    errors = token_squared_errors(x, reconstructions)  # (levels, batch)
+    if snapped:
+        errors = errors.clamp(min=torch.finfo(errors.dtype).tiny).sqrt()
+    if tilt is None:
+        return errors.mean(dim=-1)
+    relative = errors.detach() / errors.detach().mean(dim=-1, keepdim=True)
+    return (errors * (tilt * relative).softmax(dim=-1)).sum(dim=-1)
+
+
+def token_squared_errors(x: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
+    """Squared error of every token at every level, summed over dimensions, (levels, batch)."""
+    return _SquaredNorms.apply(reconstructions - x)
+
+
+class _SquaredNorms(torch.autograd.Function):
+    """diff.pow(2).sum(-1), with half the passes over memory."""
 
     @staticmethod
     @override
     def forward(ctx: Any, diff: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(diff)
-        return torch.linalg.vector_norm(diff, dim=-1).square().mean(dim=-1)
+        return torch.linalg.vector_norm(diff, dim=-1).square()
 
     @staticmethod
     @once_differentiable
@@ -82,7 +125,7 @@ class _MeanSquaredNorm(torch.autograd.Function):
         ctx: Any, *grads: torch.Tensor
     ) -> torch.Tensor:
         (diff,) = ctx.saved_tensors
-        return diff * (grads[0] * (2 / diff.shape[-2]))[..., None, None]
+        return diff * (2 * grads[0])[..., None]
 
 
 def fraction_of_variance_unexplained(

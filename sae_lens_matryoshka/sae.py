@@ -14,11 +14,9 @@ from sae_lens.saes.topk_sae import TopKSAE
 from sae_lens_matryoshka import engine, level_results
 from sae_lens_matryoshka.checkpoint import whole_files
 from sae_lens_matryoshka.config import resolve_widths
+from sae_lens_matryoshka.latent_parameters import LATENT_DIM
 from sae_lens_matryoshka.nested_sae import is_hooked
 from sae_lens_matryoshka.sae_folder import require_sae
-
-# Parameters of the stock architectures, by the dimension that holds the latents.
-_LATENT_DIM = {"W_enc": 1, "b_enc": 0, "threshold": 0, "W_dec": 0}
 
 UNIT_TOLERANCE = 1e-5  # SAEBench's own, which warns beyond it
 
@@ -192,8 +190,8 @@ class MatryoshkaSAE:
             cut.metadata.l0 = cut.metadata.num_dead_features = None
             level_results.forget(cut.metadata)
         state_dict = {
-            name: tensor.narrow(_LATENT_DIM[name], 0, width).clone()
-            if name in _LATENT_DIM
+            name: tensor.narrow(LATENT_DIM[name], 0, width).clone()
+            if name in LATENT_DIM
             else tensor.clone()
             for name, tensor in self.sae.state_dict().items()
         }

@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from sae_lens_matryoshka import engine
 from sae_lens_matryoshka.engine import selection
+from sae_lens_matryoshka.latent_order import sort_weights
 from sae_lens_matryoshka.nested_sae import NestedSAE
 from sae_lens_matryoshka.threshold import UnreachableL0Error, cut_for_count, thresholds_for_l0
 
@@ -75,7 +76,7 @@ class SavedAsStockSAE(NestedSAE, ABC):
     @torch.no_grad()
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
-        for name in ("topk_threshold", "l1_scale", "b_dec_is_set", "prefix_seed"):
+        for name in ("topk_threshold", "l1_scale", "b_dec_is_set", "prefix_seed", "latent_scores"):
             state_dict.pop(name, None)
         if self.cfg.activation == "batchtopk":
             state_dict["threshold"] = torch.full_like(self.b_enc, self._top_k_threshold())
@@ -88,6 +89,9 @@ class SavedAsStockSAE(NestedSAE, ABC):
             state_dict["W_enc"] = self.W_enc * norm
             state_dict["b_enc"] = self.b_enc * norm
             state_dict["W_dec"] = self.W_dec / norm[:, None]
+        order = self.latent_order()
+        if order is not None:
+            sort_weights(state_dict, order)
 
     def _recent_encoders(self) -> Iterator[engine.Encoder]:
         """Give the pre-activations of the last training activations under the present weights."""

@@ -9,7 +9,8 @@ from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepO
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
-from sae_lens_matryoshka import engine, objective
+from sae_lens_matryoshka import engine, latent_order, objective, resampling
+from sae_lens_matryoshka.after_step import call_after_steps, trainer_of
 from sae_lens_matryoshka.engine.compiling import not_compiled
 from sae_lens_matryoshka.stock_form import SavedAsStockSAE
 
@@ -40,6 +41,9 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
     Raises:
         ValueError: The configuration is not possible.
     """
+
+    # what dead latents become after the optimizer's step, and the mask of the living ones
+    _resampling: tuple[resampling.Resampling, torch.Tensor] | None = None
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -72,31 +76,39 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         Raises:
             ValueError: The activations or the loss are not finite. No weight has changed yet.
         """
-        cfg, x = self.cfg, step_input.sae_in
+        cfg, x, step = self.cfg, step_input.sae_in, step_input.n_training_steps
         self._prepare_parameters(x)
+        self.k_now = objective.annealed_k(step, cfg.k, cfg.k_start, cfg.k_anneal_steps)
         encoder = self.encoder(x)
         code = self.encode_to_code(encoder, dense=self._is_observed(x))
         feature_acts, hidden_pre = code.tensors()
 
-        prefixes = self._prefixes(step_input.n_training_steps)
+        prefixes = self._prefixes(step)
         weights = objective.level_weights(len(prefixes), cfg.level_weights, cfg.level_weight_mu)
         reported = cfg.widths if step_input.is_logging_step else []
         widths = sorted({*prefixes, *reported})
-        recons = code.nested_decode(self.W_dec, self.b_dec, widths)  # (widths, batch, d_in)
+        order = self.latent_order()
+        recons = code.nested_decode(  # (widths, batch, d_in)
+            self.W_dec, self.b_dec, widths, order, cfg.detach_inner_levels
+        )
         # one call for all levels: it forgets the rows' statistics afterwards
         recons = self.run_time_activation_norm_fn_out(self.hook_sae_recons(recons))
         nested = _select(recons, widths, prefixes)
 
-        errors = objective.nested_squared_error(x, nested)  # (prefixes,)
-        losses = self._sparsity_loss(step_input, code, prefixes, weights)
-        losses |= self._aux_loss(step_input, nested, encoder)
+        snapped = cfg.snap_after_steps is not None and step >= cfg.snap_after_steps
+        errors = objective.nested_error(x, nested, cfg.tilt, snapped)  # (prefixes,)
+        losses = self._sparsity_loss(step_input, code, prefixes, weights, order)
+        losses |= self._aux_loss(step_input, nested, encoder, order)
         loss = (errors * errors.new_tensor(weights)).sum() + sum(losses.values())
         _require_finite(loss, step_input)
         self._follow(step_input, code)
+        self._plan_resampling(step_input, nested[-1])
 
         metrics = self._threshold_metrics()
         if reported:
-            metrics |= self._level_metrics(step_input, code, _select(recons, widths, reported))
+            metrics |= self._level_metrics(
+                step_input, code, _select(recons, widths, reported), order
+            )
         return TrainStepOutput(
             sae_in=x,
             sae_out=nested[-1],
@@ -118,6 +130,8 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
     @not_compiled
     @torch.no_grad()
     def _prepare_parameters(self, x: torch.Tensor) -> None:
+        if self.cfg.latent_order != "fixed" or self.cfg.resample_every is not None:
+            call_after_steps(self)
         if self.cfg.activation == "jumprelu":
             # below zero the gate would let negative pre-activations through
             self.threshold.data.clamp_(min=0.0)
@@ -134,6 +148,11 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         cfg = self.cfg
         if cfg.activation != "topk" and cfg.wanted_l0 is not None:
             self.recent_activations.add(step_input.sae_in)
+        if cfg.latent_order != "fixed":
+            norms = None if cfg.rescale_acts_by_decoder_norm else self.get_W_dec_norm()
+            latent_order.update_scores(
+                self.latent_scores, cfg.latent_order, code, len(step_input.sae_in), norms
+            )
         if cfg.activation == "batchtopk":
             smallest = code.smallest_active().double()
             if smallest < torch.inf:
@@ -145,6 +164,38 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             l0 = code.firing_counts.sum() / len(step_input.sae_in)
             too_many = l0 > cfg.target_l0
             self.l1_scale *= 1 + L1_CONTROLLER_RATE if too_many else 1 - L1_CONTROLLER_RATE
+
+    @not_compiled
+    @torch.no_grad()
+    def _plan_resampling(self, step_input: TrainStepInput, recons: torch.Tensor) -> None:
+        """Choose what dead latents become; the weights change after the optimizer's step."""
+        cfg, step, dead = self.cfg, step_input.n_training_steps, step_input.dead_neuron_mask
+        if cfg.resample_every is None or step == 0 or step % cfg.resample_every:
+            return
+        if dead is None or (cfg.resample_until is not None and step > cfg.resample_until):
+            return
+        if self._resampling is not None:
+            raise RuntimeError(
+                f"Training step {step}: the latents that were to be resampled {cfg.resample_every} steps ago "
+                "still wait for a step of the optimizer. resample_every works with optimizers of "
+                "torch.optim that hold the SAE's own parameters, as SAELens's trainers have them."
+            )
+        indices = dead.nonzero().squeeze(1)
+        if len(indices):
+            residual = step_input.sae_in - recons
+            self._resampling = resampling.choose(indices, residual, seed=step), ~dead
+
+    def after_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called after each step of the optimizer, for the options that need it."""
+        cfg = self.cfg
+        if self._resampling is not None:
+            chosen, alive = self._resampling
+            resampling.apply(chosen, self, optimizer, alive, cfg.jumprelu_init_threshold)
+            self._resampling = None
+        if cfg.latent_order != "fixed":
+            trainer = trainer_of(optimizer)
+            if trainer and trainer.n_training_samples >= trainer.cfg.total_training_samples:
+                latent_order.sort_latents(self, self.latent_scores, optimizer, trainer)
 
     # ---- losses and metrics
 
@@ -166,10 +217,15 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             sae_out: Every level's reconstruction, (levels, batch, d_in), or, for the global loss, the
                 outermost level's alone, (batch, d_in).
         """
-        return self._aux_loss(step_input, sae_out, self.encoder(step_input.sae_in))
+        encoder = self.encoder(step_input.sae_in)
+        return self._aux_loss(step_input, sae_out, encoder, self.latent_order())
 
     def _aux_loss(
-        self, step_input: TrainStepInput, sae_out: torch.Tensor, encoder: engine.Encoder
+        self,
+        step_input: TrainStepInput,
+        sae_out: torch.Tensor,
+        encoder: engine.Encoder,
+        order: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         cfg = self.cfg
         if cfg.aux_loss == "none":
@@ -183,8 +239,10 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
                 groups = [(0, cfg.d_sae, recons[-1])]
             else:
                 groups = zip([0, *cfg.widths[:-1]], cfg.widths, recons, strict=True)
+            if order is None:
+                order = torch.arange(cfg.d_sae, device=dead.device)
             for lo, hi, reconstruction in groups:
-                group = lo + dead[lo:hi].nonzero().squeeze(1)  # (dead,)
+                group = order[lo:hi][dead[order[lo:hi]]]  # (dead,)
                 if len(group):
                     residual = step_input.sae_in - reconstruction
                     loss = loss + self._dead_latent_loss(encoder, group, residual, scale)
@@ -231,6 +289,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         code: engine.Code,
         prefixes: list[int],
         weights: list[float],
+        order: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
         cfg, coefficients = self.cfg, step_input.coefficients
         if cfg.activation == "relu":
@@ -238,7 +297,8 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             if cfg.target_l0 is not None:
                 coefficient = coefficient * self.l1_scale.item()
             sums = code.latent_sums() * objective.row_norms(self.W_dec)  # (d_sae,)
-            l1 = objective.nested_l1(sums, prefixes, weights) / len(step_input.sae_in)
+            l1 = objective.nested_l1(_placed(sums, order), prefixes, weights)
+            l1 = l1 / len(step_input.sae_in)
             return {"l1_loss": coefficient * l1}
         if cfg.activation == "jumprelu":
             l0 = code.token_sums(self.with_thresholds(Step, code))  # (batch,)
@@ -268,8 +328,10 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         step_input: TrainStepInput,
         code: engine.Code,
         recons: torch.Tensor,
+        order: torch.Tensor | None,
     ) -> Metrics:
-        fired = code.firing_counts  # (d_sae,)
+        fired = _placed(code.firing_counts, order)  # (d_sae,)
+        dead = step_input.dead_neuron_mask
         fvu = objective.fraction_of_variance_unexplained(step_input.sae_in, recons)
         metrics: Metrics = {}
         for level, width in enumerate(self.cfg.widths):
@@ -277,9 +339,14 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             metrics[f"{name}/fvu"] = fvu[level]
             metrics[f"{name}/l0"] = fired[:width].sum() / len(step_input.sae_in)
             metrics[f"{name}/active"] = (fired[:width] > 0).float().mean()
-            if step_input.dead_neuron_mask is not None:
-                metrics[f"{name}/dead"] = step_input.dead_neuron_mask[:width].sum()
+            if dead is not None:
+                metrics[f"{name}/dead"] = _placed(dead, order)[:width].sum()
         return metrics
+
+
+def _placed(per_latent: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """A value per latent, (d_sae,), by the places that prefixes count."""
+    return per_latent if order is None else per_latent[order]
 
 
 def _select(recons: torch.Tensor, widths: list[int], wanted: list[int]) -> torch.Tensor:

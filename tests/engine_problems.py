@@ -20,10 +20,20 @@ class Problem:
     norm: torch.Tensor | None
     k: float
     widths: list[int]
+    order: torch.Tensor | None = None
+    detach_inner: bool = False
 
     @staticmethod
     def random(
-        batch=9, d_in=5, d_sae=24, k=3.0, widths=(4, 10, 24), with_norm=True, seed=0
+        batch=9,
+        d_in=5,
+        d_sae=24,
+        k=3.0,
+        widths=(4, 10, 24),
+        with_norm=True,
+        with_order=False,
+        detach_inner=False,
+        seed=0,
     ) -> "Problem":
         g = torch.Generator().manual_seed(seed)
         W_dec = torch.randn(d_sae, d_in, generator=g)
@@ -36,6 +46,8 @@ class Problem:
             norm=W_dec.norm(dim=-1) if with_norm else None,
             k=k,
             widths=list(widths),
+            order=torch.randperm(d_sae, generator=g) if with_order else None,
+            detach_inner=detach_inner,
         )
 
     def to(self, target: torch.dtype | str) -> "Problem":
@@ -44,7 +56,7 @@ class Problem:
             **{
                 name: value.to(target)
                 for name, value in vars(self).items()
-                if isinstance(value, torch.Tensor)
+                if isinstance(value, torch.Tensor) and value.is_floating_point()
             },
         )
 
@@ -87,7 +99,9 @@ class Problem:
         code = (
             problem.dense_code(activation) if path == "dense" else problem.sparse_code(activation)
         )
-        recons = code.nested_decode(problem.W_dec, problem.b_dec, self.widths)
+        recons = code.nested_decode(
+            problem.W_dec, problem.b_dec, self.widths, self.order, self.detach_inner
+        )
         errors = objective.nested_squared_error(self.x, recons)
         loss = (errors * torch.arange(1, len(errors) + 1)).sum() + 0.1 * code.latent_sums().sum()
         loss.backward()
@@ -96,6 +110,7 @@ class Problem:
             "recons": recons.detach(),
             "acts": code.tensors()[0].to_dense().detach(),
             "firing_counts": code.firing_counts,
+            "square_sums": code.square_sums(),
             **{f"d {name}": leaf.grad for name, leaf in leaves.items()},
         }
 
@@ -124,5 +139,7 @@ def problems(draw) -> Problem:
         k=draw(st.floats(0, d_sae)),
         widths=sorted(inner | {d_sae}),
         with_norm=draw(st.booleans()),
+        with_order=draw(st.booleans()),
+        detach_inner=draw(st.booleans()),
         seed=draw(st.integers(0, 2**20)),
     )

@@ -81,6 +81,8 @@ class TestActivationOptions:
             ("relu", {"jumprelu_init_threshold": 0.1}),
             ("batchtopk", {"l0_coefficient": 0.1}),
             ("topk", {"l0_warm_up_steps": 3}),
+            ("relu", {"k_start": 20.0}),
+            ("jumprelu", {"k_anneal_steps": 20}),
         ],
     )
     def test_an_option_of_another_activation(self, activation, option):
@@ -114,6 +116,13 @@ class TestActivationOptions:
             ("prefix_sampling", "pareto", {"k": 4}),
             ("aux_loss", "local", {"k": 4}),
             ("b_dec_init", "mean", {"k": 4}),
+            ("latent_order", "size", {"k": 4}),
+            ("k_start", 65, {"k": 4, "k_anneal_steps": 5}),
+            ("k_anneal_steps", 0, {"k": 4, "k_start": 8}),
+            ("tilt", 0, {"k": 4}),
+            ("snap_after_steps", -1, {"k": 4}),
+            ("resample_every", 0, {"k": 4}),
+            ("resample_until", 9, {"k": 4, "resample_every": 10}),
             ("l1_coefficient", -1, {"activation": "relu"}),
             ("target_l0", 65, {"activation": "relu"}),
             ("target_l0", 0, {"activation": "jumprelu"}),
@@ -208,6 +217,32 @@ class TestAuxLoss:
 
     def test_other_activations_can_ask_for_it(self):
         assert config(activation="relu", aux_loss="global", k_aux=3).k_aux == 3
+
+
+class TestOptionsThatNeedOthers:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"k_start": 20}, "k_start=20 and k_anneal_steps=None belong together"),
+            ({"k_anneal_steps": 20}, "k_start=None and k_anneal_steps=20 belong together"),
+            ({"resample_until": 20}, "resample_until=20 has no effect without resample_every"),
+            (
+                {"detach_inner_levels": True, "matryoshka_widths": [8]},
+                r"no effect with the levels \[8, 64\]",
+            ),
+            (
+                {"detach_inner_levels": True, "prefix_sampling": "random"},
+                "needs fixed levels",
+            ),
+            (
+                {"latent_order": "frequency", "matryoshka_widths": [64]},
+                "latent_order='frequency' has no effect with one level",
+            ),
+        ],
+    )
+    def test_are_refused_without_them(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            config(k=4, **options)
 
 
 class TestSAELensContract:

@@ -183,3 +183,48 @@ def test_row_scale_is_what_saelens_undoes(mode):
 def test_row_scale_of_raw_activations_is_none():
     for mode in ("none", "expected_average_only_in", "covariance_whitening"):
         assert objective.row_scale(torch.randn(4, 6), mode) is None
+
+
+class TestNestedError:
+    """The options that change what is asked of a level."""
+
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double()
+    recons = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(1)).double()
+
+    def test_tilting_has_the_gradient_of_the_tilted_risk(self):
+        """log(mean(exp(tilt * error / mean))) / tilt * mean, its mean held fixed (TERM)."""
+        tilt = 0.7
+        ours, term = (self.recons.clone().requires_grad_() for _ in range(2))
+        objective.nested_error(self.x, ours, tilt=tilt).sum().backward()
+        errors = (term - self.x).pow(2).sum(dim=-1)
+        mean = errors.detach().mean(dim=-1, keepdim=True)
+        risk = (tilt * errors / mean).exp().mean(dim=-1).log() / tilt * mean[:, 0]
+        risk.sum().backward()
+        torch.testing.assert_close(ours.grad, term.grad)
+
+    def test_a_small_tilt_is_none(self):
+        torch.testing.assert_close(
+            objective.nested_error(self.x, self.recons, tilt=1e-9),
+            objective.nested_squared_error(self.x, self.recons),
+        )
+
+    def test_snapped_is_the_mean_norm(self):
+        expected = (self.recons - self.x).norm(dim=-1).mean(dim=-1)
+        actual = objective.nested_error(self.x, self.recons, snapped=True)
+        torch.testing.assert_close(actual, expected)
+
+    def test_snapped_where_a_token_is_perfect(self):
+        recons = self.recons.clone()
+        recons[:, 2] = self.x[2]
+        recons.requires_grad_()
+        objective.nested_error(self.x, recons, snapped=True).sum().backward()
+        assert recons.grad is not None
+        assert recons.grad.isfinite().all()
+        assert (recons.grad[:, 2] == 0).all()
+
+
+def test_k_goes_linearly_and_stays():
+    at = [objective.annealed_k(step, 4.0, 12.0, 8) for step in (0, 2, 8, 9, 1000)]
+    assert at == [12.0, 10.0, 4.0, 4.0, 4.0]
+    assert objective.annealed_k(3, 4.0, None, None) == 4.0
+    assert objective.annealed_k(3, None, None, None) is None

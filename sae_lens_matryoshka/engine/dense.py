@@ -36,7 +36,12 @@ class DenseCode:
         return sums if self._norm is None else sums / self._norm
 
     def nested_decode(
-        self, W_dec: torch.Tensor, b_dec: torch.Tensor, widths: Sequence[int]
+        self,
+        W_dec: torch.Tensor,
+        b_dec: torch.Tensor,
+        widths: Sequence[int],
+        order: torch.Tensor | None = None,
+        detach_inner: bool = False,
     ) -> torch.Tensor:
         """Every level's reconstruction, (levels, batch, d_in).
 
@@ -44,14 +49,24 @@ class DenseCode:
             W_dec: The decoder as it is trained, (d_sae, d_in).
             b_dec: (d_in,)
             widths: Nested widths, increasing, the last one d_sae.
+            order: The latent at each place, (d_sae,), which the widths count; None: as they are.
+            detach_inner: Whether an inner level's gradient stops at the levels inside it.
         """
-        decoder = W_dec if self._norm is None else W_dec / self._norm[:, None]
-        return nested_decode(self.acts, decoder, b_dec, widths)
+        acts, decoder = self.acts, W_dec
+        if self._norm is not None:
+            decoder = W_dec / self._norm[:, None]
+        if order is not None:
+            acts, decoder = acts[:, order], decoder[order]
+        return nested_decode(acts, decoder, b_dec, widths, detach_inner)
 
     @cached_property
     def firing_counts(self) -> torch.Tensor:
         """On how many tokens of the batch each latent is active, (d_sae,)."""
         return (self.acts.detach() > 0).sum(dim=0).float()
+
+    def square_sums(self) -> torch.Tensor:
+        """Squared activations summed over the batch, (d_sae,)."""
+        return self.acts.detach().square().sum(dim=0)
 
     def smallest_active(self) -> torch.Tensor:
         """The smallest positive activation; infinity if there is none."""
@@ -112,6 +127,7 @@ def nested_decode(
     W_dec: torch.Tensor,
     b_dec: torch.Tensor,
     widths: Sequence[int],
+    detach_inner: bool = False,
 ) -> torch.Tensor:
     """Every level's reconstruction, in the work of one decode: each level adds its group of latents.
 
@@ -120,13 +136,18 @@ def nested_decode(
         W_dec: Decoder, (d_sae, d_in).
         b_dec: Decoder bias, (d_in,).
         widths: Nested widths, increasing, at most d_sae.
+        detach_inner: Whether the gradient of an inner level stops at the levels inside it, so that
+            it reaches its own group of latents only. The outermost level's reaches all.
 
     Returns:
         (levels, batch, d_in); level i reads the first widths[i] latents only.
     """
     edges = [0, *widths]
-    reconstruction, levels = b_dec, []
+    inside, levels = b_dec, []
     for lo, hi in zip(edges, widths):
-        reconstruction = acts[..., lo:hi] @ W_dec[lo:hi] + reconstruction
-        levels.append(reconstruction)
+        group = acts[..., lo:hi] @ W_dec[lo:hi]
+        reconstruction = group + inside
+        is_between = lo > 0 and hi < widths[-1]  # the first level has none inside it
+        levels.append(group + inside.detach() if detach_inner and is_between else reconstruction)
+        inside = reconstruction
     return torch.stack(levels)

@@ -56,12 +56,17 @@ class SparseCode:
 
     @not_compiled
     def nested_decode(
-        self, W_dec: torch.Tensor, b_dec: torch.Tensor, widths: Sequence[int]
+        self,
+        W_dec: torch.Tensor,
+        b_dec: torch.Tensor,
+        widths: Sequence[int],
+        order: torch.Tensor | None = None,
+        detach_inner: bool = False,
     ) -> torch.Tensor:
         """As `DenseCode.nested_decode`."""
         batch, d_sae = self._shape
         assert widths[-1] == d_sae
-        plan = _DecodePlan(self._entries, batch, d_sae, widths)
+        plan = _DecodePlan(self._entries, batch, d_sae, widths, order, detach_inner)
         return _NestedDecode.apply(self._without_norm(), W_dec, b_dec, plan)
 
     def _without_norm(self) -> torch.Tensor:
@@ -75,6 +80,12 @@ class SparseCode:
         """On how many tokens of the batch each latent is active, (d_sae,)."""
         fired = (self.acts.detach() > 0).float()
         return fired.new_zeros(self._shape[1]).index_add(0, self._entries.latents, fired)
+
+    @not_compiled
+    def square_sums(self) -> torch.Tensor:
+        """Squared activations summed over the batch, (d_sae,)."""
+        squares = self.acts.detach().square()
+        return squares.new_zeros(self._shape[1]).index_add(0, self._entries.latents, squares)
 
     def smallest_active(self) -> torch.Tensor:
         """The smallest positive activation; infinity if there is none."""
@@ -117,9 +128,19 @@ def encode(encoder: Encoder, entries: Entries) -> SparseCode:
 class _DecodePlan:
     """The entries ordered for the decode: a segment for every (level, token), tokens fastest."""
 
-    def __init__(self, entries: Entries, batch: int, d_sae: int, widths: Sequence[int]):
+    def __init__(
+        self,
+        entries: Entries,
+        batch: int,
+        d_sae: int,
+        widths: Sequence[int],
+        order: torch.Tensor | None,
+        detach_inner: bool,
+    ):
+        self.detach_inner = detach_inner
         edges = torch.tensor(widths, device=entries.latents.device)
-        level = torch.searchsorted(edges, entries.latents, right=True)
+        places = entries.latents if order is None else order.argsort()[entries.latents]
+        level = torch.searchsorted(edges, places, right=True)
         segments = level * batch + entries.tokens
         self.shape = len(widths), batch
         self.segments = segments.int()  # of each entry, in the entries' order
@@ -199,7 +220,11 @@ class _NestedDecode(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         values, W_dec = ctx.saved_tensors
         plan = ctx.plan
-        grad = _sums_from_each_level_on(grads[0].to(W_dec.dtype))  # (levels, batch, d_in)
+        of_levels = grads[0].to(W_dec.dtype)  # (levels, batch, d_in)
+        if plan.detach_inner:
+            grad = _sums_with_the_outermost(of_levels)
+        else:
+            grad = _sums_from_each_level_on(of_levels)
         flat = grad.flatten(0, 1)
         grad_values = grad_W_dec = grad_b_dec = None
         if ctx.needs_input_grad[0]:
@@ -223,6 +248,13 @@ def _sums_from_each_level_on(grads: torch.Tensor) -> torch.Tensor:
     sums[-1] = grads[-1]
     for level in reversed(range(len(grads) - 1)):
         torch.add(grads[level], sums[level + 1], out=sums[level])
+    return sums
+
+
+def _sums_with_the_outermost(grads: torch.Tensor) -> torch.Tensor:
+    """What the latents of each level see where inner levels are detached."""
+    sums = grads.clone(memory_format=torch.contiguous_format)
+    sums[:-1] += grads[-1]
     return sums
 
 

@@ -9,7 +9,6 @@ from sae_lens.saes.sae import TrainStepInput
 
 from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.ground_truth.toy_tree import D_IN, N_FEATURES, ToyTree
-from sae_lens_matryoshka.latent_order import EnergyOrder
 from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
 
 Arm = Literal["vanilla", "matryoshka"]
@@ -39,19 +38,16 @@ def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path) -> SAE[A
         sae.W_enc.normal_(std=D_IN**-0.5)
     optimizer = torch.optim.Adam(sae.parameters(), lr=LR, betas=BETAS)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, steps))
-    order = EnergyOrder(N_FEATURES) if arm == "matryoshka" else None
     for step in range(steps):
         warm = min(1.0, step / (L1_WARM_UP * steps))
         batch = TrainStepInput(tree.activations(BATCH), {"l1": L1_START * warm}, None, step, False)
         out = sae.training_forward_pass(batch)
         optimizer.zero_grad(set_to_none=True)
-        loss = out.loss / (1 if order is None else N_PREFIXES)  # theirs is the mean over prefixes
+        loss = out.loss / (N_PREFIXES if arm == "matryoshka" else 1)  # theirs is the prefixes' mean
         loss.backward()
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if order is not None:
-            order.step(sae, optimizer, out.feature_acts.to_dense())
     sae.fold_W_dec_norm()
     sae.save_inference_model(str(folder))
     return SAE.load_from_disk(folder)
@@ -60,7 +56,11 @@ def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path) -> SAE[A
 def _config(arm: Arm, steps: int) -> MatryoshkaTrainingSAEConfig:
     prefixes: dict[str, Any] = {"matryoshka_widths": [N_FEATURES]}
     if arm == "matryoshka":
-        prefixes = {"prefix_sampling": "random", "n_prefixes": N_PREFIXES}
+        prefixes = {
+            "prefix_sampling": "random",
+            "n_prefixes": N_PREFIXES,
+            "latent_order": "energy",
+        }
     return MatryoshkaTrainingSAEConfig(
         d_in=D_IN,
         d_sae=N_FEATURES,

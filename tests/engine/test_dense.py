@@ -48,6 +48,19 @@ class TestNestedDecode:
             lambda *tensors: engine.nested_decode(*tensors, widths), inputs
         )
 
+    @settings(deadline=None)
+    @given(nested_problems())
+    def test_detached_levels_reach_their_own_latents_only(self, problem):
+        acts, W_dec, b_dec, widths = problem
+        recons = engine.nested_decode(acts, W_dec, b_dec, widths)
+        detached = engine.nested_decode(acts, W_dec.requires_grad_(), b_dec, widths, True)
+        torch.testing.assert_close(detached, recons)
+        for level, (lo, hi) in enumerate(zip([0, *widths], widths)):
+            (grad,) = torch.autograd.grad(detached[level].sum(), W_dec, retain_graph=True)
+            trained = (grad != 0).any(dim=-1).nonzero().squeeze(1).tolist()
+            outermost = level == len(widths) - 1
+            assert trained == list(range(0 if outermost else lo, hi))
+
 
 class TestBatchTopK:
     @settings(deadline=None)

@@ -1,0 +1,172 @@
+"""Which options of a configuration are possible, and which fit each other."""
+
+import math
+from numbers import Real
+from typing import TYPE_CHECKING, Any, get_args
+
+if TYPE_CHECKING:
+    from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
+
+
+def one_of(name: str, value: Any, allowed: Any) -> None:
+    """Raise unless the value is one of a Literal's."""
+    if value not in get_args(allowed):
+        raise ValueError(f"{name}={value!r} must be one of {list(get_args(allowed))}.")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a finite whole number, of any type."""
+    return _is_number(value) and value == int(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_k(cfg: "MatryoshkaTrainingSAEConfig") -> None:
+    if not cfg.uses_top_k:
+        return
+    check_number(
+        cfg,
+        "k",
+        f"greater than 0 and at most d_sae ({cfg.d_sae}); the default is 100",
+        lambda value: 0 < value <= cfg.d_sae,
+    )
+    if cfg.activation == "topk" and not is_whole(cfg.k):
+        raise ValueError(
+            f"k={cfg.k!r} must be a whole number with activation='topk', which keeps k latents of "
+            "every token. For an average of fractions use activation='batchtopk'."
+        )
+
+
+def check_level_weights(cfg: "MatryoshkaTrainingSAEConfig") -> None:
+    weights, mu = cfg.level_weights, cfg.level_weight_mu
+    if weights is not None and mu is not None:
+        raise ValueError(
+            f"level_weights={weights} and level_weight_mu={mu} both set the level weights. Give one."
+        )
+    check_number(cfg, "level_weight_mu", "at least 0", lambda value: value >= 0)
+    if weights is None:
+        return
+    if cfg.prefix_sampling == "random":
+        raise ValueError(
+            f"level_weights={weights} needs fixed levels, but prefix_sampling='random' draws them "
+            "anew each step. Use level_weight_mu, or prefix_sampling='fixed'."
+        )
+    if not isinstance(weights, list | tuple):
+        raise ValueError(f"level_weights={weights!r} must be a list of numbers, one per level.")
+    if len(weights) != len(cfg.widths):
+        raise ValueError(
+            f"level_weights={weights} has {len(weights)} entries for the {len(cfg.widths)} levels "
+            f"{cfg.widths} (d_sae is always the last). Give one weight per level."
+        )
+    if any(not _is_number(weight) or weight < 0 for weight in weights):
+        raise ValueError(
+            f"level_weights={weights} must be finite numbers, at least 0 (0 leaves a level out)."
+        )
+    if not any(weights):
+        raise ValueError(
+            f"level_weights={weights} leaves every level out: nothing would be reconstructed. "
+            "Give at least one level a positive weight."
+        )
+
+
+def check_prefixes(cfg: "MatryoshkaTrainingSAEConfig") -> None:
+    if cfg.prefix_sampling == "fixed":
+        for name in ("n_prefixes", "pareto_power"):
+            if getattr(cfg, name) != getattr(type(cfg), name):
+                raise ValueError(
+                    f"{name}={getattr(cfg, name)!r} has no effect with prefix_sampling='fixed'. "
+                    f"Leave it out or set prefix_sampling='random'."
+                )
+        return
+    if not is_whole(cfg.n_prefixes) or not 1 <= cfg.n_prefixes <= cfg.d_sae:
+        raise ValueError(
+            f"n_prefixes={cfg.n_prefixes!r} must be a whole number from 1 to d_sae ({cfg.d_sae}): "
+            "the widths are drawn without replacement."
+        )
+    check_number(cfg, "pareto_power", "greater than 0", lambda value: value > 0)
+
+
+def check_aux_loss(cfg: "MatryoshkaTrainingSAEConfig") -> None:
+    if cfg.aux_loss == "none":
+        for name in ("aux_loss_coefficient", "k_aux"):
+            if getattr(cfg, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(cfg, name)!r} has no effect with aux_loss='none'"
+                    f"{'' if cfg.uses_top_k else f', the default of {cfg.activation}'}. "
+                    "Leave it out or set aux_loss='global' or 'per_level'."
+                )
+    if cfg.aux_loss == "per_level" and cfg.prefix_sampling == "random":
+        raise ValueError(
+            "aux_loss='per_level' needs fixed levels, but prefix_sampling='random' draws them anew "
+            "each step. Use aux_loss='global', or prefix_sampling='fixed'."
+        )
+    check_number(cfg, "aux_loss_coefficient", "at least 0", lambda value: value >= 0)
+    if cfg.k_aux is not None and not (is_whole(cfg.k_aux) and cfg.k_aux > 0):
+        raise ValueError(f"k_aux={cfg.k_aux!r} must be a positive whole number of latents.")
+
+
+def check_number(
+    cfg: "MatryoshkaTrainingSAEConfig", name: str, allowed: str, is_allowed: Any
+) -> None:
+    value = getattr(cfg, name)
+    if value is None:
+        return
+    if not _is_number(value) or not is_allowed(value):
+        raise ValueError(f"{name}={value!r} must be {allowed}.")
+
+
+def check_annealing(cfg: "MatryoshkaTrainingSAEConfig") -> None:
+    """k_start and k_anneal_steps: both or neither."""
+    if (cfg.k_start is None) != (cfg.k_anneal_steps is None):
+        raise ValueError(
+            f"k_start={cfg.k_start!r} and k_anneal_steps={cfg.k_anneal_steps!r} belong together: k goes "
+            "from k_start to k in that many steps. Give both or neither."
+        )
+    check_number(
+        cfg,
+        "k_start",
+        f"greater than 0 and at most d_sae ({cfg.d_sae})",
+        lambda value: 0 < value <= cfg.d_sae,
+    )
+    check_number(cfg, "k_anneal_steps", "at least 1 step", lambda value: value >= 1)
+
+
+def check_nesting(cfg: "MatryoshkaTrainingSAEConfig") -> None:
+    """detach_inner_levels and latent_order: only where there are levels that they concern."""
+    if cfg.prefix_sampling == "random":
+        if cfg.detach_inner_levels:
+            raise ValueError(
+                "detach_inner_levels=True needs fixed levels, but prefix_sampling='random' draws them "
+                "anew each step. Leave one of the two out."
+            )
+        return
+    if cfg.detach_inner_levels and len(cfg.widths) < 3:
+        raise ValueError(
+            f"detach_inner_levels=True has no effect with the levels {cfg.widths}: it concerns those "
+            "between the innermost and the outermost. Leave it out or give three widths or more."
+        )
+    if cfg.latent_order != "fixed" and len(cfg.widths) < 2:
+        raise ValueError(
+            f"latent_order={cfg.latent_order!r} has no effect with one level. Leave it out or give "
+            "matryoshka_widths."
+        )
+
+
+def check_resampling(cfg: "MatryoshkaTrainingSAEConfig") -> None:
+    """resample_every and resample_until."""
+    check_number(cfg, "resample_every", "at least 1 step", lambda value: value >= 1)
+    if cfg.resample_until is None:
+        return
+    if cfg.resample_every is None:
+        raise ValueError(
+            f"resample_until={cfg.resample_until!r} has no effect without resample_every. Leave it out or "
+            "set resample_every."
+        )
+    check_number(
+        cfg,
+        "resample_until",
+        f"at least resample_every ({cfg.resample_every})",
+        lambda value: value >= cfg.resample_every,
+    )
