@@ -110,7 +110,7 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
         tilt (float | None): Weigh each token's error by softmax(tilt * error / mean error) over the batch,
             so that badly reconstructed tokens count more (TERM, arXiv 2007.01162). None: all alike.
         snap_after_steps (int | None): From this step on, the error is the norm of the residual instead of
-            its square (the snap loss of arXiv 2505.11756). None: never.
+            its square (the snap loss of the LessWrong post on feature hedging). None: never.
         resample_every (int | None): Every so many steps, latents that the trainer counts as dead (SAELens's
             dead_feature_window) start anew, pointing at what badly reconstructed tokens lack, and the
             optimizer forgets their moments. None: never.

@@ -2,14 +2,14 @@
 
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from sae_lens.config import LoggingConfig
-from sae_lens.saes.sae import SAEMetadata, TrainingSAEConfig
+from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_lens_matryoshka.config import ARCHITECTURE, MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.config_file import SECTIONS, ConfigError, Setting
+from sae_lens_matryoshka.field_types import describe, fit
 from sae_lens_matryoshka.runner_config import LanguageModelSAERunnerConfig, training_config_class
 
 # SAELens has defaults for these, but nobody means to train on them.
@@ -17,16 +17,6 @@ REQUIRED = ("model_name", "hook_name", "dataset_path")
 
 # Fields that the runner and the SAE share; alone, they are meant for both.
 SHARED = ("device", "dtype")
-
-TYPE_NAMES: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    bool: "true or false",
-    dict: "a mapping",
-    SAEMetadata: "a mapping",
-    NoneType: "null",
-}
 
 Schema = dict[str, Any]  # dotted key -> type
 
@@ -164,56 +154,12 @@ def _section(values: dict[str, Any], section: str) -> dict[str, Any]:
 
 def _fitting(setting: Setting, hint: Any) -> Any:
     try:
-        return _fit(setting.value, hint)
+        return fit(setting.value, hint)
     except TypeError:
         raise ConfigError(
-            f"{setting.source}: {setting.key} is {setting.value!r}, but must be {_describe(hint)}."
+            f"{setting.source}: {setting.key} is {setting.value!r}, but must be {describe(hint)}."
         ) from None
-
-
-def _fit(value: Any, hint: Any) -> Any:
-    """The value as the type wants it: lists become tuples, 5e8 a whole number.
-
-    Raises:
-        TypeError: The value is of another type.
-    """
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (Union, UnionType):
-        return _fit_one_of(value, args)
-    if origin is Literal:
-        # only the type: SAELens accepts values that its annotations leave out, and checks them
-        return _fit_one_of(value, tuple({type(option) for option in args}))
-    if origin in (list, tuple) and isinstance(value, list | tuple):
-        return origin(_fit(item, args[0]) for item in value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    expected = {float: (int, float), SAEMetadata: dict}.get(hint, origin or hint)
-    if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
-        raise TypeError
-    return value
-
-
-def _fit_one_of(value: Any, hints: tuple[Any, ...]) -> Any:
-    for hint in hints:
-        try:
-            return _fit(value, hint)
-        except TypeError:
-            continue
-    raise TypeError
 
 
 def _takes_mapping(hint: Any) -> bool:
     return any((get_origin(option) or option) is dict for option in (hint, *get_args(hint)))
-
-
-def _describe(hint: Any) -> str:
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return " or ".join(_describe(option) for option in args)
-    if origin is Literal:
-        return " or ".join(repr(option) for option in args)
-    if origin in (list, tuple):
-        return f"a list (each {_describe(args[0])})"
-    return TYPE_NAMES.get(origin or hint, getattr(hint, "__name__", str(hint)))

@@ -91,7 +91,7 @@ def nested_error(
             the gradient of the tilted risk log(mean(exp(tilt * error))) / tilt with errors in units
             of their mean (TERM, Li et al., arXiv 2007.01162).
         snapped: Whether the error is the norm of the residual instead of its square (the snap loss
-            of arXiv 2505.11756).
+            of the LessWrong post on feature hedging, Chanin et al. 2025).
 
     Returns:
         (levels,)

@@ -18,9 +18,11 @@ import sae_lens_matryoshka as slm
 from sae_lens_matryoshka import cli, config_check
 from sae_lens_matryoshka.bench import checked_config as checked_bench_config
 from sae_lens_matryoshka.config_file import parse_override, read_mapping, read_settings
+from sae_lens_matryoshka.ground_truth.synthetic_config import SyntheticConfig
 from sae_lens_matryoshka.ground_truth.toy_bench import ToyTreeConfig
 from sae_lens_matryoshka.schema import validated
 
+GROUND_TRUTH = {"toy_tree": ToyTreeConfig, "synthetic": SyntheticConfig}
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in sorted(DOCS.rglob("*.md"))}
@@ -154,8 +156,9 @@ def test_configs_in_commands_can_be_used(command: str):
             config_check.checked_config(read_settings(path, overrides), argument)
         else:
             changes = [parse_override(override) for override in overrides]
-            if read_mapping(path).get("kind") == "toy_tree":
-                validated(ToyTreeConfig, read_mapping(path), argument, changes)
+            kind = read_mapping(path).get("kind")
+            if kind in GROUND_TRUTH:
+                validated(GROUND_TRUTH[kind], read_mapping(path), argument, changes)
                 continue
             config = checked_bench_config(read_mapping(path), argument, changes)
             assert set(options_of(arguments, "--only")) <= set(config.evals)

@@ -1,5 +1,7 @@
 """The command that compares SAEs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +19,7 @@ from sae_lens_matryoshka.config_file import ConfigError, parse_override, read_ma
 if TYPE_CHECKING:
     from sae_lens_matryoshka.bench import BenchReport
 
-TOY_TREE = "toy_tree"
+GROUND_TRUTH_KINDS = ("toy_tree", "synthetic")  # need nothing of SAEBench
 
 
 @app.command()
@@ -48,22 +50,21 @@ def bench(
 ) -> None:
     """Compare SAEs with SAEBench's evals: every nested level, several seeds, one table.
 
-    Files of `kind: saebench`, which is the default, need the extra [bench]; `kind: toy_tree` is the paper's
-    toy, where the true features are known. The folder bench_configs of the repository holds examples;
-    offline.yaml runs without a network. Interrupted, the same command goes on where it stopped.
+    Files of `kind: saebench`, which is the default, need the extra [bench]. In two kinds the true features are
+    known: `kind: toy_tree` is the paper's toy, `kind: synthetic` trains SAEs on SynthSAEBench's models. The
+    folder bench_configs of the repository holds examples; offline.yaml runs without a network. Interrupted,
+    the same command goes on where it stopped.
     """
     with errors_shown(debug):
         settings = read_mapping(config)
         given = [parse_override(override) for override in overrides or []]
-        if settings.get("kind") == TOY_TREE:
-            _run_toy_tree(settings, given, only, str(config))
+        kind = settings.get("kind")
+        if kind in GROUND_TRUTH_KINDS:
+            _run_ground_truth(kind, settings, given, only, str(config))
             return
         load_sae_lens()
-        try:
+        with _kept_when_interrupted():
             report = _run_bench(settings, given, only, str(config))
-        except KeyboardInterrupt:
-            typer.echo("What is finished is kept; the same command goes on from there.", err=True)
-            raise
         typer.echo(report.markdown)
         typer.echo(
             f"Everything is in {report.folder}: results.md, results.csv, plots, saebench, run.json"
@@ -78,19 +79,55 @@ def bench(
             raise typer.Exit(EXIT_RUN_FAILED)
 
 
-def _run_toy_tree(
-    settings: dict[str, Any], overrides: list[tuple[str, Any]], only: list[str] | None, name: str
+@contextmanager
+def _kept_when_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("What is finished is kept; the same command goes on from there.", err=True)
+        raise
+
+
+def _run_ground_truth(
+    kind: str,
+    settings: dict[str, Any],
+    overrides: list[tuple[str, Any]],
+    only: list[str] | None,
+    name: str,
 ) -> None:
     if only:
-        raise ConfigError(f"--only {only[0]} has no effect on kind: {TOY_TREE}. Leave it out.")
+        raise ConfigError(f"--only {only[0]} has no effect on kind: {kind}. Leave it out.")
     load_sae_lens()
+    run = _run_toy_tree if kind == "toy_tree" else _run_synthetic
+    text, output, files = run(settings, overrides, name)
+    typer.echo(text)
+    typer.echo(f"Everything is in {output}: {files}")
+
+
+def _run_toy_tree(
+    settings: dict[str, Any], overrides: list[tuple[str, Any]], name: str
+) -> tuple[str, Path, str]:
+    """The table, the folder and what is in it."""
     from sae_lens_matryoshka.ground_truth.toy_bench import ToyTreeConfig, run
     from sae_lens_matryoshka.schema import validated
 
     config = validated(ToyTreeConfig, settings, name, overrides)
     _, text = run(config)
-    typer.echo(text)
-    typer.echo(f"Everything is in {config.output}: results.md, results.json, heat_maps.png, saes")
+    return text, config.output, "results.md, results.json, heat_maps.png, saes"
+
+
+def _run_synthetic(
+    settings: dict[str, Any], overrides: list[tuple[str, Any]], name: str
+) -> tuple[str, Path, str]:
+    """The table, the folder and what is in it."""
+    from sae_lens_matryoshka.ground_truth.synthetic_bench import run
+    from sae_lens_matryoshka.ground_truth.synthetic_config import SyntheticConfig
+    from sae_lens_matryoshka.schema import validated
+
+    config = validated(SyntheticConfig, settings, name, overrides)
+    with _kept_when_interrupted():
+        _, text = run(config)
+    return text, config.output, "results.md, results.json, runs, saes, model"
 
 
 def _run_bench(

@@ -1,0 +1,134 @@
+"""SAEs side by side against SAELens's own runner, which trains one at a time."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import LoggingConfig, TrainingSAE
+from sae_lens.synthetic import SyntheticModel, SyntheticSAERunner, SyntheticSAERunnerConfig
+from synthetic_helpers import TINY, config
+
+from sae_lens_matryoshka.ground_truth import lockstep
+from sae_lens_matryoshka.ground_truth.own_randomness import OwnRandomness
+from sae_lens_matryoshka.ground_truth.synthetic_config import SyntheticConfig
+
+SEED = 7
+ARMS: dict[str, Any] = {
+    "flat": {"architecture": "batchtopk"},
+    "stock": {
+        "architecture": "matryoshka_batchtopk",
+        "matryoshka_widths": [4, 16],
+        "use_matryoshka_aux_loss": True,
+        "training": {"dead_feature_window": 3},
+    },
+    "jumprelu": {"architecture": "jumprelu", "l0_warm_up_steps": 4},
+    "ours": {"matryoshka_widths": [4, 16], "aux_loss": "per_level"},
+    "random": {"prefix_sampling": "random"},  # which depend on the step's number
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> SyntheticModel:
+    return SyntheticModel(TINY)
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> SyntheticConfig:
+    # a last batch goes beyond the samples, as SAELens has it
+    return config(tmp_path, arms=ARMS, samples=1_000, lr=1e-3, lr_warm_up_steps=2, lr_decay_steps=3)
+
+
+def new_pupil(comparison: SyntheticConfig, arm: str) -> lockstep.Pupil:
+    sae = comparison.sae_config(arm, TINY.hidden_dim)
+    trainer = replace(comparison.trainer_config(arm), feature_sampling_window=3)
+    return lockstep.Pupil(sae, trainer, SEED)
+
+
+def trained(
+    comparison: SyntheticConfig, model: SyntheticModel, arms: list[str]
+) -> dict[str, TrainingSAE[Any]]:
+    data = lockstep.batches(model, comparison.batch_size, comparison.n_steps, SEED)
+    pupils = {arm: new_pupil(comparison, arm) for arm in arms}
+    return lockstep.train(pupils, data, lambda: None)
+
+
+def test_each_is_trained_as_by_saelenss_runner(comparison: SyntheticConfig, model: SyntheticModel):
+    together = trained(comparison, model, list(ARMS))
+    for arm, settings in ARMS.items():
+        reference = SyntheticSAERunner(
+            SyntheticSAERunnerConfig(
+                synthetic_model=TINY,
+                sae=comparison.sae_config(arm, TINY.hidden_dim),
+                training_samples=1_000,
+                batch_size=128,
+                lr=1e-3,
+                lr_warm_up_steps=2,
+                lr_decay_steps=3,
+                output_path=None,
+                run_final_eval=False,
+                feature_sampling_window=3,
+                logger=LoggingConfig(log_to_wandb=False),
+                **settings.get("training", {}),
+            ),
+            override_synthetic_model=model,
+            override_sae=new_pupil(comparison, arm).sae,
+        )
+        with OwnRandomness(lockstep.BATCHES, SEED).active():
+            alone = reference.run().sae
+        assert alone.state_dict().keys() == together[arm].state_dict().keys()
+        for name, tensor in alone.state_dict().items():
+            assert torch.equal(tensor, together[arm].state_dict()[name]), (arm, name)
+        assert alone.cfg.metadata.l0 == together[arm].cfg.metadata.l0
+
+
+def test_an_sae_does_not_depend_on_the_others(comparison: SyntheticConfig, model: SyntheticModel):
+    few, many = trained(comparison, model, ["ours"]), trained(comparison, model, list(ARMS))
+    assert torch.equal(few["ours"].W_dec, many["ours"].W_dec)
+
+
+def test_the_batches_are_the_seeds_whatever_draws_between(model: SyntheticModel):
+    alone = list(lockstep.batches(model, 16, 3, SEED))
+    disturbed: list[torch.Tensor] = []
+    for batch in lockstep.batches(model, 16, 3, SEED):
+        torch.rand(100)
+        disturbed.append(batch)
+    assert all(map(torch.equal, alone, disturbed))
+    assert not torch.equal(alone[0], alone[1])
+    assert not torch.equal(alone[0], next(lockstep.batches(model, 16, 1, SEED + 1)))
+
+
+def test_an_sae_draws_as_if_it_were_alone(comparison: SyntheticConfig):
+    drawn: list[list[float]] = []
+    for others in (0, 3):
+        pupil = new_pupil(comparison, "flat")
+        drawn.append([])
+        pupil.sae.training_forward_pass = drawing(pupil.sae.training_forward_pass, drawn[-1])
+        for _ in range(2):
+            torch.rand(others)
+            pupil.step(torch.ones(4, TINY.hidden_dim))
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[0][1]
+
+
+def drawing(forward: Callable[..., Any], drawn: list[float]) -> Callable[..., Any]:
+    def draw_and_go_on(**kwargs: Any) -> Any:
+        drawn.append(torch.rand(()).item())
+        return forward(**kwargs)
+
+    return draw_and_go_on
+
+
+def test_weights_that_are_not_finite_are_an_error_that_names_the_sae(comparison: SyntheticConfig):
+    pupils = {"good": new_pupil(comparison, "flat"), "bad": new_pupil(comparison, "flat")}
+    pupils["bad"].sae.W_dec.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"^bad: the weights are not finite"):
+        lockstep.train(pupils, iter(()), lambda: None)
+    with pytest.raises(ValueError, match=r"^ours: .*finite"):  # at its first step
+        lockstep.train(
+            {"ours": new_pupil(comparison, "ours")},
+            iter([torch.full((4, TINY.hidden_dim), torch.inf)]),
+            lambda: None,
+        )
