@@ -87,6 +87,7 @@ def _schema(sae_class: type[TrainingSAEConfig]) -> Schema:
         if field.init and field.name not in SECTIONS
     }
     schema["sae.architecture"] = str
+    schema["lr_decay_to"] = float
     for section, config_class in (("sae", sae_class), ("logger", LoggingConfig)):
         hints = get_type_hints(config_class)
         schema |= {f"{section}.{f.name}": hints[f.name] for f in fields(config_class) if f.init}

@@ -71,6 +71,8 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
             sae_cfg: TrainingSAEConfig = cfg.sae if override_sae is None else override_sae.cfg
             checkpoint.check_checkpoint(cfg.resume_from_checkpoint, sae_cfg)
         super().__init__(cfg, override_dataset, override_model, override_sae)
+        if isinstance(self.cfg, LanguageModelSAERunnerConfig):
+            self.cfg.runner_ends_decay = True
         n_prefetched = int(self.cfg.prefetch_llm_batches)
         self._store = ResumableStore.adopt(self.activations_store, n_prefetched)
         self._interruption = Interruption()
@@ -123,6 +125,8 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
         self, trainer: SAETrainer[Any, Any]
     ) -> TrainingSAE[Any]:
         use_fused_adam(trainer.optimizer)
+        if isinstance(self.cfg, LanguageModelSAERunnerConfig) and self.cfg.lr_decay_to > 0:
+            end_decay_at(trainer.lr_scheduler, self.cfg.lr_decay_to)
         return InterruptibleTrainer.adopt(trainer, self._interruption, self._store).fit()
 
     @override
@@ -157,3 +161,17 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
             tqdm.write(f"Training is done. The SAE is in {self.output_path}.")
         if self.checkpoint_path is not None and self.checkpoint_path.exists():
             tqdm.write(f"Checkpoints are in {self.checkpoint_path}.")
+
+
+def end_decay_at(schedule: torch.optim.lr_scheduler.LRScheduler, share: float) -> None:
+    """
+    Let the decay at the end of SAELens's learning rate schedule stop above zero.
+
+    Args:
+        schedule: What SAELens builds for lr_decay_steps; its state is kept.
+        share: Share of lr to end at.
+    """
+    assert isinstance(schedule, torch.optim.lr_scheduler.SequentialLR)
+    decay = schedule._schedulers[-1]  # torch has no public way to it
+    assert isinstance(decay, torch.optim.lr_scheduler.LinearLR)
+    decay.end_factor = share

@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, overload
 
 import sae_lens
 from sae_lens import TrainingSAEConfig
-from sae_lens.config import T_TRAINING_SAE_CONFIG
+from sae_lens.config import T_TRAINING_SAE_CONFIG, SAETrainerConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from typing_extensions import override
 
@@ -24,22 +24,26 @@ class LanguageModelSAERunnerConfig(
 
         LanguageModelSAERunnerConfig(d_in=768, d_sae=16_384, k=40, model_name="gpt2", ...)
 
-    It adds no fields, so that SAELens's runner takes it and SAELens reads the runner_cfg.json that a
-    run writes. What is passed in is copied, never changed.
+    SAELens's runner takes it, and SAELens reads the runner_cfg.json that a run writes, unless lr_decay_to
+    is given, which it does not know. What is passed in is copied, never changed.
 
     Args:
         sae (TrainingSAEConfig | None): The SAE's configuration, as SAELens takes it. None: built from
             the SAE's fields among the keywords, of which d_in and d_sae are required.
         architecture (str | None): What to train: any architecture registered with SAELens. None:
             that of sae, or "matryoshka".
+        lr_decay_to (float): Share of lr at which the decay over lr_decay_steps ends (the authors' toy code:
+            0.1). Needs MatryoshkaSAETrainingRunner. Default 0, as SAELens.
         **kwargs: Every field of SAELens's LanguageModelSAERunnerConfig and, without sae, of the
             architecture's configuration. device and dtype, which both have, go to both.
 
     Raises:
         TypeError: A keyword is unknown, or sae is no training configuration.
-        ValueError: The architecture is unknown or not that of sae, d_in or d_sae is missing, or a
-            field of the SAE is given beside sae.
+        ValueError: The architecture is unknown or not that of sae, d_in or d_sae is missing, a field of
+            the SAE is given beside sae, or lr_decay_to is not possible.
     """
+
+    runner_ends_decay = False  # the runner that it was given to minds lr_decay_to
 
     @overload
     def __init__(
@@ -69,6 +73,7 @@ class LanguageModelSAERunnerConfig(
         sae: TrainingSAEConfig | None = None,
         *,
         architecture: str | None = None,
+        lr_decay_to: float = 0.0,
         **kwargs: Any,
     ) -> None:
         options = copy.deepcopy(kwargs)
@@ -81,6 +86,26 @@ class LanguageModelSAERunnerConfig(
             sae.dtype = options.get("dtype", sae.dtype)
         run_options = {name: options[name] for name in _RUN_FIELDS & options.keys()}
         super().__init__(sae=sae, **run_options)  # pyright: ignore[reportArgumentType]
+        if not 0 <= lr_decay_to < 1 or (lr_decay_to > 0 and self.lr_decay_steps == 0):
+            raise ValueError(
+                f"lr_decay_to={lr_decay_to!r} must be a share of lr, from 0 to below 1, at which the decay over "
+                f"lr_decay_steps ends (now {self.lr_decay_steps} steps). Set lr_decay_steps, or leave it out."
+            )
+        self.lr_decay_to = lr_decay_to
+
+    @override
+    def to_sae_trainer_config(self) -> SAETrainerConfig:
+        if self.lr_decay_to > 0 and not self.runner_ends_decay:
+            raise ValueError(
+                f"lr_decay_to={self.lr_decay_to} is not known to SAELens, whose decay ends at 0. Run it with "
+                "MatryoshkaSAETrainingRunner, or leave it out."
+            )
+        return super().to_sae_trainer_config()
+
+    @override
+    def to_dict(self) -> dict[str, Any]:
+        decay = {"lr_decay_to": self.lr_decay_to} if self.lr_decay_to > 0 else {}
+        return super().to_dict() | decay
 
     @override
     @classmethod
@@ -96,8 +121,10 @@ class LanguageModelSAERunnerConfig(
             training_config_class(cfg_dict["sae"]["architecture"])
         if "seqpos_slice" in cfg_dict:  # JSON has no tuples
             cfg_dict["seqpos_slice"] = tuple(cfg_dict["seqpos_slice"])
+        lr_decay_to = cfg_dict.pop("lr_decay_to", 0.0)
         cfg = super().from_dict(cfg_dict)
         assert isinstance(cfg, LanguageModelSAERunnerConfig)
+        cfg.lr_decay_to = lr_decay_to
         cfg.sae = TrainingSAEConfig.from_dict(cfg_dict["sae"])  # its own device and dtype
         return cfg
 

@@ -45,6 +45,7 @@ from sae_lens import (
 )
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.training.mixing_buffer import mixing_buffer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import sae_lens_matryoshka as slm
 from sae_lens_matryoshka import LanguageModelSAERunnerConfig, MatryoshkaSAETrainingRunner
@@ -246,6 +247,8 @@ def test_run_saves_what_stock_loads_and_says_where(
         {"activation": "jumprelu", "k": None},
         {"autocast": True},
         {"dtype": "bfloat16"},
+        {"lr_scheduler_name": "constant", "lr_decay_to": 0.1, "lr_decay_steps": 20},
+        {"latent_order": "frequency", "k_start": 9.0, "k_anneal_steps": 20, "resample_every": 3},
     ],
     ids=str,
 )
@@ -588,6 +591,50 @@ def test_impossible_buffer_is_refused_before_training(
 ):
     with pytest.raises(ValueError, match=says):
         make_runner(tmp_path, **given)
+
+
+class TestDecayThatEndsAboveZero:
+    @staticmethod
+    def rates(runner: MatryoshkaSAETrainingRunner) -> list[float]:
+        """The learning rate of every step."""
+        rates: list[float] = []
+
+        def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            if any(p is runner.sae.W_dec for p in optimizer.param_groups[0]["params"]):
+                rates.append(optimizer.param_groups[0]["lr"])
+
+        handle = register_optimizer_step_pre_hook(note)
+        runner.run()
+        handle.remove()
+        return rates
+
+    def test_is_linear_to_its_share(self, tmp_path: Path):
+        options = {"lr_scheduler_name": "constant", "lr_warm_up_steps": 0, "lr": 1e-2}
+        rates = self.rates(make_runner(tmp_path, lr_decay_to=0.1, lr_decay_steps=10, **options))
+        assert rates[:14] == pytest.approx([1e-2] * 14)
+        assert rates[14:] == pytest.approx([1e-2 * (1 - 0.09 * i) for i in range(10)])
+
+    def test_stock_runner_says_that_it_cannot(self, tmp_path: Path):
+        cfg = LanguageModelSAERunnerConfig(**options(tmp_path, lr_decay_to=0.1))
+        runner = LanguageModelSAETrainingRunner(
+            cfg, override_model=TinyModel(), override_dataset=token_dataset()
+        )
+        with pytest.raises(ValueError, match="lr_decay_to=0.1 .*MatryoshkaSAETrainingRunner"):
+            runner.run()
+
+    @pytest.mark.parametrize("given", [{"lr_decay_to": 1.0}, {"lr_decay_to": -0.1}])
+    def test_impossible_shares(self, tmp_path: Path, given: dict[str, Any]):
+        with pytest.raises(ValueError, match="must be a share of lr"):
+            LanguageModelSAERunnerConfig(**options(tmp_path, **given))
+
+    def test_without_a_decay(self, tmp_path: Path):
+        with pytest.raises(ValueError, match=r"now 0 steps.*Set lr_decay_steps"):
+            LanguageModelSAERunnerConfig(**options(tmp_path, lr_decay_to=0.1, lr_decay_steps=0))
+
+    def test_is_written_down_only_where_it_is_given(self, tmp_path: Path):
+        cfg = LanguageModelSAERunnerConfig(**options(tmp_path, lr_decay_to=0.1))
+        assert LanguageModelSAERunnerConfig.from_dict(cfg.to_dict()).lr_decay_to == 0.1
+        assert "lr_decay_to" not in LanguageModelSAERunnerConfig(**options(tmp_path)).to_dict()
 
 
 @pytest.mark.parametrize(
