@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from sae_lens.config import LoggingConfig
 from sae_lens.saes.sae import TrainingSAEConfig
 
+from sae_lens_matryoshka import recipes
 from sae_lens_matryoshka.config import ARCHITECTURE, MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.config_file import SECTIONS, ConfigError, Setting
 from sae_lens_matryoshka.field_types import describe, fit
@@ -46,6 +47,7 @@ def checked_config(
     values = {key: _fitting(setting, schema[key]) for key, setting in resolved.items()}
 
     sae = _section(values, "sae")
+    _follow_recipe(values, sae, name)
     for key in SHARED:
         if key in values:
             sae.setdefault(key, values[key])
@@ -62,6 +64,21 @@ def checked_config(
     if is_saved:
         config.checkpoint_path = values.get("checkpoint_path")
     return config
+
+
+def _follow_recipe(values: dict[str, Any], sae: dict[str, Any], name: str) -> None:
+    """Fill in what the recipe adds, the SAE's options into its section."""
+    recipe = values.pop("recipe", None)
+    if recipe is None:
+        return
+    if recipe not in get_args(recipes.Recipe):
+        known = " or ".join(get_args(recipes.Recipe))
+        raise ConfigError(f"{name}: recipe is {recipe!r}, but must be {known}.")
+    if sae.get("architecture", ARCHITECTURE) != ARCHITECTURE:
+        raise ConfigError(f"{name}: recipe: {recipe} is for architecture {ARCHITECTURE} only.")
+    of_sae = {field.name for field in fields(MatryoshkaTrainingSAEConfig)}
+    for key, value in recipes.options(recipe, {**values, **sae}).items():
+        (sae if key in of_sae else values)[key] = value
 
 
 def known_names() -> list[str]:
@@ -87,7 +104,7 @@ def _schema(sae_class: type[TrainingSAEConfig]) -> Schema:
         if field.init and field.name not in SECTIONS
     }
     schema["sae.architecture"] = str
-    schema["lr_decay_to"] = float
+    schema |= {"lr_decay_to": float, "recipe": str}
     for section, config_class in (("sae", sae_class), ("logger", LoggingConfig)):
         hints = get_type_hints(config_class)
         schema |= {f"{section}.{f.name}": hints[f.name] for f in fields(config_class) if f.init}

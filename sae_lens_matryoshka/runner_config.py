@@ -4,7 +4,7 @@ import copy
 import difflib
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Any, Generic, Literal, overload
+from typing import Any, Generic, Literal, get_args, overload
 
 import sae_lens
 from sae_lens import TrainingSAEConfig
@@ -12,6 +12,7 @@ from sae_lens.config import T_TRAINING_SAE_CONFIG, SAETrainerConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from typing_extensions import override
 
+from sae_lens_matryoshka import recipes
 from sae_lens_matryoshka.config import ARCHITECTURE, MatryoshkaTrainingSAEConfig
 
 
@@ -32,6 +33,9 @@ class LanguageModelSAERunnerConfig(
             the SAE's fields among the keywords, of which d_in and d_sae are required.
         architecture (str | None): What to train: any architecture registered with SAELens. None:
             that of sae, or "matryoshka".
+        recipe (Literal["paper", "best"] | None): Fills in what is not given: the paper's main experiment, or
+            the best that docs/results/synthetic.md supports. The filled in options stand in the configuration
+            like given ones. None: SAELens's defaults.
         lr_decay_to (float): Share of lr at which the decay over lr_decay_steps ends (the authors' toy code:
             0.1). Needs MatryoshkaSAETrainingRunner. Default 0, as SAELens.
         **kwargs: Every field of SAELens's LanguageModelSAERunnerConfig and, without sae, of the
@@ -40,7 +44,7 @@ class LanguageModelSAERunnerConfig(
     Raises:
         TypeError: A keyword is unknown, or sae is no training configuration.
         ValueError: The architecture is unknown or not that of sae, d_in or d_sae is missing, a field of
-            the SAE is given beside sae, or lr_decay_to is not possible.
+            the SAE is given beside sae, or recipe or lr_decay_to is not possible.
     """
 
     runner_ends_decay = False  # the runner that it was given to minds lr_decay_to
@@ -73,10 +77,14 @@ class LanguageModelSAERunnerConfig(
         sae: TrainingSAEConfig | None = None,
         *,
         architecture: str | None = None,
+        recipe: recipes.Recipe | None = None,
         lr_decay_to: float = 0.0,
         **kwargs: Any,
     ) -> None:
         options = copy.deepcopy(kwargs)
+        if recipe is not None:
+            _check_recipe(recipe, sae, architecture)
+            options |= recipes.options(recipe, options)
         if sae is None:
             sae = _sae_config(architecture or ARCHITECTURE, options)
         else:
@@ -143,6 +151,21 @@ def training_config_class(architecture: str) -> type[TrainingSAEConfig]:
             "it, or choose one of these."
         )
     return SAE_TRAINING_CLASS_REGISTRY[architecture][1]
+
+
+def _check_recipe(recipe: Any, sae: Any, architecture: str | None) -> None:
+    if recipe not in get_args(recipes.Recipe):
+        raise ValueError(
+            f"recipe={recipe!r} must be one of {list(get_args(recipes.Recipe))}, or left out."
+        )
+    if sae is not None:
+        raise ValueError(
+            f"recipe={recipe!r} fills in the SAE's fields, but sae= gives all of them. Give them flat instead."
+        )
+    if architecture not in (None, ARCHITECTURE):
+        raise ValueError(
+            f"recipe={recipe!r} is for architecture {ARCHITECTURE!r}, not {architecture!r}. Leave one out."
+        )
 
 
 def _names(config_class: type[Any]) -> frozenset[str]:

@@ -12,6 +12,7 @@ from sae_lens import LoggingConfig, TrainingSAEConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.synthetic import SYNTHETIC_MODEL_CONFIG_FILENAME, SyntheticSAERunnerConfig
 
+from sae_lens_matryoshka import recipes
 from sae_lens_matryoshka.checkpoint import FOLDED_NORMALIZATIONS
 from sae_lens_matryoshka.config import (
     ACTIVATION_OPTIONS,
@@ -56,12 +57,14 @@ class Arm(Strict):
 
     Args:
         architecture: A training architecture registered with SAELens.
+        recipe: What fills in the fields that are not given, for architecture "matryoshka".
         training: Where its trainer differs from the others'.
     """
 
     model_config = ConfigDict(extra="allow")
 
     architecture: str = ARCHITECTURE
+    recipe: recipes.Recipe | None = None
     training: TrainerSettings = TrainerSettings()
 
     @model_validator(mode="before")
@@ -83,15 +86,23 @@ class Arm(Strict):
         """Fields of the SAE's configuration that the file gives; a copy."""
         return deepcopy(self.model_extra or {})
 
-    def config(self, d_in: int, d_sae: int, k: float) -> TrainingSAEConfig:
+    def config(
+        self, d_in: int, d_sae: int, k: float, defaults: Mapping[str, Any]
+    ) -> TrainingSAEConfig:
         """
         The SAE's configuration.
+
+        Args:
+            d_in: Dimension of the activations.
+            d_sae: Latents.
+            k: Active latents per sample, for architectures that are given a number of them.
+            defaults: Fields of the SAE where the file gives none.
 
         Raises:
             ValueError: The fields do not fit each other.
         """
         config_class = training_config_class(self.architecture)
-        options: dict[str, Any] = {"d_in": d_in, "d_sae": d_sae, **self.sae_fields}
+        options: dict[str, Any] = {"d_in": d_in, "d_sae": d_sae, **defaults, **self.sae_fields}
         if self._takes_k(config_class):
             options["k"] = _fitted("k", k, get_type_hints(config_class)["k"])
         return config_class(**options)
@@ -168,6 +179,10 @@ class SyntheticConfig(TrainerSettings):
     def _arms_can_be_trained(self) -> "SyntheticConfig":
         for name in self.arms:
             try:
+                if self.arms[name].recipe and self.arms[name].architecture != ARCHITECTURE:
+                    raise ValueError(
+                        f"recipe is for architecture {ARCHITECTURE} only. Leave it out"
+                    )
                 # the model, which knows d_in, is not there yet
                 self._check(self.sae_config(name, d_in=self.d_sae), self.trainer_config(name))
             except (TypeError, ValueError) as error:
@@ -196,10 +211,27 @@ class SyntheticConfig(TrainerSettings):
 
     def sae_config(self, arm: str, d_in: int) -> TrainingSAEConfig:
         """A new configuration of the arm's SAE."""
-        return self.arms[arm].config(d_in, self.d_sae, self.k)
+        of_sae = {field.name for field in fields(MatryoshkaTrainingSAEConfig)}
+        defaults = {k: v for k, v in self._recipe_options(arm).items() if k in of_sae}
+        return self.arms[arm].config(d_in, self.d_sae, self.k, defaults)
+
+    def _recipe_options(self, arm: str) -> dict[str, Any]:
+        """What the arm's recipe adds to what the file says."""
+        settings = self.arms[arm]
+        if settings.recipe is None:
+            return {}
+        given = self.given() | settings.sae_fields | settings.training.given()
+        return recipes.options(
+            settings.recipe,
+            given
+            | {"d_sae": self.d_sae, "k": self.k}
+            | {"training_tokens": self.samples, "train_batch_size_tokens": self.batch_size},
+        )
 
     def trainer_config(self, arm: str) -> SAETrainerConfig:
         """SAELens's configuration of the arm's trainer, as its SyntheticSAERunner would make it."""
+        options = self._recipe_options(arm).items()
+        of_recipe = {k: v for k, v in options if k in TrainerSettings.model_fields}
         return SyntheticSAERunnerConfig(
             synthetic_model=self.model,
             sae=self.sae_config(arm, d_in=self.d_sae),
@@ -207,7 +239,7 @@ class SyntheticConfig(TrainerSettings):
             batch_size=self.batch_size,
             checkpoint_path=None,
             logger=LoggingConfig(log_to_wandb=False),
-            **{**self.given(), **self.arms[arm].training.given()},
+            **{**of_recipe, **self.given(), **self.arms[arm].training.given()},
         ).to_sae_trainer_config()
 
     @property

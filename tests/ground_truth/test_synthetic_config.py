@@ -121,3 +121,19 @@ def test_wrong_settings(tmp_path: Path, override: tuple[str, Any], message: str)
 def test_a_model_of_the_hub_is_left_to_saelens(tmp_path: Path):
     name = "decoderesearch/synth-sae-bench-16k-v1"
     assert validated(SyntheticConfig, settings(tmp_path, model=name)).model == name
+
+
+class TestRecipe:
+    def test_fills_in_the_sae_and_its_trainer(self, tmp_path: Path):
+        arms = {"best": {"recipe": "best", "k_start": 3, "training": {"dead_feature_window": 7}}}
+        comparison = config(tmp_path, arms=arms)
+        sae, trainer = comparison.sae_config("best", 16), comparison.trainer_config("best")
+        assert isinstance(sae, MatryoshkaTrainingSAEConfig)
+        assert (sae.latent_order, sae.k_start) == ("frequency", 3)
+        steps = trainer.total_training_steps
+        assert sae.k_anneal_steps == steps // 2
+        assert (trainer.lr_decay_steps, trainer.dead_feature_window) == (steps // 3, 7)
+
+    def test_is_for_our_architecture_only(self, tmp_path: Path):
+        with pytest.raises(ValueError, match="recipe is for architecture matryoshka only"):
+            config(tmp_path, arms={"a": {"architecture": "batchtopk", "recipe": "best"}})

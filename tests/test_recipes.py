@@ -1,0 +1,122 @@
+"""recipe="paper" and recipe="best": one line that stands for many options, each of which can be overruled."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runner_helpers import TinyModel, token_dataset
+from runner_helpers import options as run_options
+from sae_lens import LanguageModelSAETrainingRunner, TopKTrainingSAEConfig
+
+import sae_lens_matryoshka as slm
+from sae_lens_matryoshka.config_check import checked_config
+from sae_lens_matryoshka.config_file import ConfigError, read_settings
+
+FILES = Path(__file__).parent.parent / "train_configs"
+
+
+def config(**options: Any) -> slm.LanguageModelSAERunnerConfig:
+    options = {"d_in": 8, "d_sae": 64, "hook_name": "blocks.0.hook_resid_post", **options}
+    return slm.LanguageModelSAERunnerConfig(**options)
+
+
+def test_paper_is_the_example_of_the_papers_main_experiment():
+    path = FILES / "gemma-2-2b-layer12-65k.yaml"
+    example = checked_config(read_settings(path, []), str(path))
+    ours = config(recipe="paper", d_in=2304, d_sae=65536, k=40, training_tokens=500_000_000)
+    names = ("lr", "lr_warm_up_steps", "lr_decay_steps", "train_batch_size_tokens")
+    for name in (*names, "dead_feature_window", "lr_scheduler_name"):
+        assert getattr(ours, name) == getattr(example, name), name
+    for name, value in ours.sae.to_dict().items():
+        if name not in ("device", "metadata"):
+            assert value == example.sae.to_dict()[name], name
+
+
+def test_best_has_lengths_that_are_shares_of_the_run():
+    cfg = config(recipe="best", k=8, training_tokens=1_200_000, train_batch_size_tokens=1000)
+    assert (cfg.sae.k_start, cfg.sae.k_anneal_steps) == (32, 600)
+    assert (cfg.sae.resample_every, cfg.sae.resample_until) == (100, 960)
+    assert (cfg.lr_decay_steps, cfg.dead_feature_window) == (400, 100)
+    assert cfg.sae.latent_order == "frequency"
+    assert cfg.sae.detach_inner_levels
+    long = config(recipe="best", k=40, training_tokens=500_000_000, train_batch_size_tokens=2048)
+    assert (long.sae.resample_every, long.sae.k_start) == (2500, 64)  # d_sae at most
+
+
+def test_what_is_given_is_kept():
+    given = {
+        "k_start": 20.0,
+        "latent_order": "fixed",
+        "lr_decay_steps": 7,
+        "dead_feature_window": 9,
+    }
+    cfg = config(recipe="best", k=8, **given)
+    for name, value in given.items():
+        assert getattr(cfg.sae if hasattr(cfg.sae, name) else cfg, name) == value
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "beste"}, r"recipe='beste' must be one of \['paper', 'best'\]"),
+        ({"recipe": "best", "architecture": "topk"}, "for architecture 'matryoshka', not 'topk'"),
+    ],
+)
+def test_impossible_recipes(options, message):
+    with pytest.raises(ValueError, match=message):
+        config(**options)
+
+
+def test_beside_a_whole_configuration():
+    sae = TopKTrainingSAEConfig(d_in=8, d_sae=64, k=4)
+    with pytest.raises(ValueError, match="sae= gives all of them. Give them flat"):
+        slm.LanguageModelSAERunnerConfig(sae=sae, recipe="best")
+
+
+class TestFile:
+    @pytest.fixture
+    def load(self, tmp_path: Path):
+        def load(*lines: str):
+            path = tmp_path / "config.yaml"
+            common = ["d_in: 8", "d_sae: 64", "sae: {k: 8}", "model_name: gpt2", "verbose: false"]
+            common += ["hook_name: blocks.0.hook_resid_post", "dataset_path: some/dataset"]
+            path.write_text("\n".join([*common, *lines]))
+            return checked_config(read_settings(path, []), str(path))
+
+        return load
+
+    @pytest.mark.parametrize("recipe", ["paper", "best"])
+    def test_says_the_same_as_the_call(self, load, recipe):
+        ours = load(f"recipe: {recipe}", "training_tokens: 4_000_000", "lr_decay_steps: 3")
+        other = config(recipe=recipe, k=8, training_tokens=4_000_000, lr_decay_steps=3)
+        assert ours.sae.to_dict() | {"metadata": None} == other.sae.to_dict() | {"metadata": None}
+        for name in ("lr", "lr_warm_up_steps", "lr_decay_steps", "dead_feature_window"):
+            assert getattr(ours, name) == getattr(other, name), name
+
+    def test_unknown(self, load):
+        with pytest.raises(ConfigError, match="recipe is 'new', but must be paper or best"):
+            load("recipe: new")
+
+    def test_another_architecture(self, load):
+        with pytest.raises(ConfigError, match="recipe: best is for architecture matryoshka only"):
+            load("recipe: best", "architecture: topk")
+
+
+@pytest.mark.parametrize(
+    "runner_class", [LanguageModelSAETrainingRunner, slm.MatryoshkaSAETrainingRunner]
+)
+def test_best_trains_under_both_runners(tmp_path, runner_class):
+    options = run_options(tmp_path, recipe="best", lr_warm_up_steps=0)
+    for name in ("lr_decay_steps", "dead_feature_window", "lr_scheduler_name"):
+        del options[name]
+    runner = runner_class(
+        slm.LanguageModelSAERunnerConfig(**options),
+        override_model=TinyModel(),
+        override_dataset=token_dataset(),
+    )
+    runner.run()
+    opened = slm.MatryoshkaSAE.load_from_disk(tmp_path / "output")
+    assert opened.widths == (4, 12, 32)
+    x = torch.randn(20, 16)
+    assert opened.reconstructions(x).isfinite().all()
