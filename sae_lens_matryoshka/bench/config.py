@@ -72,7 +72,8 @@ class SAESource(Strict):
         folder: A local folder with cfg.json and sae_weights.safetensors.
         repo: Instead: a Hub repo; needs `id`.
         release: Instead: a release name of SAELens; needs `id`.
-        demo: Instead: "matryoshka" or "batchtopk", trained on the demo model before the benchmark.
+        demo: Instead: "matryoshka", "batchtopk" or "best" (the recipe of that name), trained on the demo
+            model before the benchmark.
         id: The SAE's id in the repo or release.
         revision: Branch, tag or commit of the repo.
         format: The repo's format: SAELens's own or dictionary_learning's (`ae.pt`).
@@ -84,7 +85,7 @@ class SAESource(Strict):
     folder: AbsolutePath | None = None
     repo: str | None = None
     release: str | None = None
-    demo: Literal["matryoshka", "batchtopk"] | None = None
+    demo: Literal["matryoshka", "batchtopk", "best"] | None = None
     id: str | None = None
     revision: str | None = None
     format: Literal["saelens", "dictionary_learning"] = "saelens"

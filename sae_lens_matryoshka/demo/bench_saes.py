@@ -1,4 +1,4 @@
-"""The two SAEs that the offline benchmark compares: Matryoshka and flat, all else equal."""
+"""The SAEs that benchmarks on the demo model compare: Matryoshka and flat, all else equal."""
 
 import os
 import shutil
@@ -15,17 +15,18 @@ BENCHMARKED = Size(d_sae=1024, training_tokens=600_000)
 
 def train_sae(which: str, folder: Path, small: bool) -> None:
     """
-    Train one of the two SAEs as the quickstart does; text, steps, width and k are the same for both.
+    Train one of the SAEs as the quickstart does; text, steps, width and k are the same for all.
 
     Args:
-        which: "matryoshka", or "batchtopk" for a flat one: a single level.
+        which: "matryoshka", "batchtopk" for a flat one, or "best" for recipe="best".
         folder: An empty folder for the stock SAELens SAE.
         small: A run of seconds that only shows that everything works.
     """
     size = SMALL if small else BENCHMARKED
     widths = [size.d_sae] if which == "batchtopk" else None
     run = folder / "run"
-    train(load_model(), shuffled(texts("train")), run, size, widths)
+    recipe = "best" if which == "best" else None
+    train(load_model(), shuffled(texts("train")), run, size, widths, recipe)
     for path in (run / "sae").iterdir():
         os.replace(path, folder / path.name)
     shutil.rmtree(run)

@@ -25,6 +25,7 @@ from sae_lens_matryoshka.demo.snippets import (
 )
 from sae_lens_matryoshka.demo.text import texts
 from sae_lens_matryoshka.level_results import FVU, L0, NOTES, Measurement, measurement, record
+from sae_lens_matryoshka.recipes import Recipe
 from sae_lens_matryoshka.runner import (
     LanguageModelSAERunnerConfig,
     MatryoshkaSAETrainingRunner,
@@ -137,6 +138,7 @@ def train(
     output: Path,
     size: Size,
     widths: Sequence[int] | None = None,
+    recipe: Recipe | None = None,
 ) -> None:
     """Train through SAELens's store and runner; saves in output/sae.
 
@@ -146,10 +148,12 @@ def train(
         output: Folder for the SAE and for checkpoints.
         size: How much to train.
         widths: Nested widths; [d_sae] makes a flat SAE, None the default levels.
+        recipe: A recipe for the SAE; the learning rate and the window of dead latents stay.
     """
     torch.manual_seed(SEED)
     cfg = LanguageModelSAERunnerConfig(
         architecture="matryoshka",
+        recipe=recipe,
         d_in=model.cfg.d_model,
         d_sae=size.d_sae,
         k=size.k,

@@ -22,7 +22,8 @@ def load(name: str, quick: bool = False) -> BenchConfig:
 
 
 def test_the_examples_are_there():
-    assert NAMES == ["gemma-2-2b-65k", "offline", "pythia-160m-layer8", "tinystories"]
+    names = ["demo_recipes", "gemma-2-2b-65k", "offline", "pythia-160m-layer8", "tinystories"]
+    assert NAMES == names
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -37,7 +38,7 @@ def test_every_field_is_one_of_saebenchs(name: str):
     assert len(config.seeds) == 3
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "offline"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("offline", "demo_recipes")])
 def test_models_and_releases_are_known(name: str):
     config = load(name)
     assert any(config.model.name in aliases for aliases in MODEL_ALIASES.values())
@@ -69,6 +70,13 @@ def test_gemma_is_the_papers_comparison():
         path = directory[str(ours.release)].saes_map[str(ours.id)]
         assert path.endswith(f"trainer_{k}")
         assert theirs.id == path.replace("matryoshka_batch_top_k", "batch_top_k")
+
+
+def test_recipes_are_compared_without_a_network():
+    config = load("demo_recipes")
+    assert config.is_offline
+    assert [source.demo for source in config.saes] == ["batchtopk", "matryoshka", "best"]
+    assert config.baseline == "batchtopk"
 
 
 def test_offline_needs_no_network_and_compares_equals():
