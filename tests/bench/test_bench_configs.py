@@ -23,7 +23,7 @@ def load(name: str, quick: bool = False) -> BenchConfig:
 
 def test_the_examples_are_there():
     names = ["demo_recipes", "gemma-2-2b-65k", "offline", "pythia-160m-layer8", "tinystories"]
-    assert NAMES == names
+    assert names == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
