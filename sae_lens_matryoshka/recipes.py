@@ -35,7 +35,7 @@ def options(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
     else:
         steps = _number(given, "training_tokens") // _number(given, "train_batch_size_tokens")
         k = given.get("k") or ACTIVATION_OPTIONS["k"][1]
-        full = _best(int(steps), min(4 * k, given.get("d_sae", 4 * k)))
+        full = _best(steps, k, given.get("d_sae", 0))  # without it the configuration will say so
     return {name: value for name, value in full.items() if name not in given}
 
 
@@ -56,12 +56,13 @@ def _paper(steps: int) -> dict[str, Any]:
     }
 
 
-def _best(steps: int, k_start: float) -> dict[str, Any]:
+def _best(steps: int, k: float, d_sae: int) -> dict[str, Any]:
     return {
+        "matryoshka_widths": sorted({max(1, d_sae >> halvings) for halvings in range(6)}),
         "aux_loss": "per_level",
         "detach_inner_levels": True,
         "latent_order": "frequency",
-        "k_start": k_start,
+        "k_start": min(4 * k, d_sae),
         "k_anneal_steps": max(1, steps // 2),
         "resample_every": max(1, min(2500, steps // 12)),
         "resample_until": max(1, steps * 4 // 5),

@@ -38,6 +38,7 @@ def test_best_has_lengths_that_are_shares_of_the_run():
     assert (cfg.sae.k_start, cfg.sae.k_anneal_steps) == (32, 600)
     assert (cfg.sae.resample_every, cfg.sae.resample_until) == (100, 960)
     assert (cfg.lr_decay_steps, cfg.dead_feature_window) == (400, 100)
+    assert cfg.sae.widths == [2, 4, 8, 16, 32, 64]
     assert cfg.sae.latent_order == "frequency"
     assert cfg.sae.detach_inner_levels
     long = config(recipe="best", k=40, training_tokens=500_000_000, train_batch_size_tokens=2048)
@@ -54,6 +55,11 @@ def test_what_is_given_is_kept():
     cfg = config(recipe="best", k=8, **given)
     for name, value in given.items():
         assert getattr(cfg.sae if hasattr(cfg.sae, name) else cfg, name) == value
+
+
+def test_without_d_sae_the_message_is_the_usual_one():
+    with pytest.raises(ValueError, match="d_sae must be given"):
+        slm.LanguageModelSAERunnerConfig(recipe="best", d_in=8)
 
 
 @pytest.mark.parametrize(
