@@ -59,7 +59,6 @@ def _paper(steps: int) -> dict[str, Any]:
 def _best(steps: int, k: float, d_sae: int) -> dict[str, Any]:
     return {
         "matryoshka_widths": sorted({max(1, d_sae >> halvings) for halvings in range(6)}),
-        "aux_loss": "per_level",
         "detach_inner_levels": True,
         "latent_order": "frequency",
         "k_start": min(4 * k, d_sae),
