@@ -1,9 +1,11 @@
 """Matryoshka sparse autoencoders as a plugin of SAELens.
 
-Importing this package registers the training architecture ``"matryoshka"`` with SAELens.
+Importing this package registers the training architecture ``"matryoshka"`` with SAELens, and
+``"matryoshka_refined"``, as which SAEs with refinement_step are saved.
 """
 
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,29 +49,44 @@ _HOME_OF = {
 
 
 def register() -> None:
-    """Register the training architecture ``"matryoshka"`` with SAELens. Safe to call again.
+    """Register this package's architectures with SAELens: ``"matryoshka"`` for training and
+    ``"matryoshka_refined"`` for inference. Safe to call again.
 
     Raises:
-        ValueError: Another package has already registered a class of that name.
+        ValueError: Another package has already registered a class of one of these names.
     """
     from sae_lens.registry import (
+        SAE_CLASS_REGISTRY,
         SAE_TRAINING_CLASS_REGISTRY,
+        register_sae_class,
         register_sae_training_class,
     )
 
     from sae_lens_matryoshka.config import ARCHITECTURE, MatryoshkaTrainingSAEConfig
+    from sae_lens_matryoshka.refined_sae import (
+        REFINED_ARCHITECTURE,
+        RefinedSAE,
+        RefinedSAEConfig,
+    )
     from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
 
-    owner = SAE_TRAINING_CLASS_REGISTRY.get(ARCHITECTURE, (None,))[0]
-    if owner is MatryoshkaTrainingSAE:
-        return
-    if owner is not None:
-        raise ValueError(
-            f"The SAELens training architecture {ARCHITECTURE!r} already belongs to "
-            f"{owner.__module__}.{owner.__qualname__}; sae_lens_matryoshka registers "
-            f"{MatryoshkaTrainingSAE.__qualname__} under that name. Import only one of the two."
+    if _is_free(SAE_TRAINING_CLASS_REGISTRY, ARCHITECTURE, MatryoshkaTrainingSAE):
+        register_sae_training_class(
+            ARCHITECTURE, MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig
         )
-    register_sae_training_class(ARCHITECTURE, MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig)
+    if _is_free(SAE_CLASS_REGISTRY, REFINED_ARCHITECTURE, RefinedSAE):
+        register_sae_class(REFINED_ARCHITECTURE, RefinedSAE, RefinedSAEConfig)
+
+
+def _is_free(registry: Mapping[str, tuple[type, type]], name: str, ours: type) -> bool:
+    owner = registry[name][0] if name in registry else None
+    if owner not in (None, ours):
+        raise ValueError(
+            f"The SAELens architecture {name!r} already belongs to "
+            f"{owner.__module__}.{owner.__qualname__}; sae_lens_matryoshka registers "
+            f"{ours.__qualname__} under that name. Import only one of the two."
+        )
+    return owner is None
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from sae_lens.saes.sae import SAE
 from sae_lens.saes.topk_sae import TopKSAE
 
 from sae_lens_matryoshka import engine
+from sae_lens_matryoshka.refined_sae import RefinedSAE
 from sae_lens_matryoshka.sae import MatryoshkaSAE, build, copy_of
 from sae_lens_matryoshka.threshold import thresholds_for_l0
 
@@ -47,6 +48,11 @@ def calibrate_threshold(
     if isinstance(sae, MatryoshkaSAE):
         inner = calibrate_threshold(sae.sae, activations, target_l0, as_jumprelu)
         return MatryoshkaSAE(inner, sae.widths)
+    if isinstance(sae, RefinedSAE):
+        raise ValueError(
+            "An SAE with a refinement has two thresholds, the first of which changes what the second one sees; "
+            "they are set together when training saves it. Train it with the k that you want."
+        )
     if isinstance(sae, TopKSAE):
         if not as_jumprelu:
             raise ValueError(

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from sae_lens_matryoshka import config_rules
 from sae_lens_matryoshka.config_rules import is_whole
+from sae_lens_matryoshka.refined_sae import RefinedSAEConfig
 
 ARCHITECTURE = "matryoshka"
 
@@ -29,6 +30,7 @@ ACTIVATION_OPTIONS: dict[str, tuple[tuple[Activation, ...], Any]] = {
     "k": (("batchtopk", "topk"), 100),
     "k_start": (("batchtopk", "topk"), None),
     "k_anneal_steps": (("batchtopk", "topk"), None),
+    "refinement_step": (("batchtopk",), None),
     "l1_coefficient": (("relu",), 1.0),
     "l1_warm_up_steps": (("relu",), 0),
     "jumprelu_init_threshold": (("jumprelu",), 0.01),
@@ -80,6 +82,11 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
         k_start (float | None): k at the first step, from where it goes linearly to k: the start is
             easier with more active latents (dictionary_learning). None: k throughout.
         k_anneal_steps (int | None): Steps that k_start takes to become k; to be given with k_start.
+        refinement_step (float | None): "batchtopk": encode a second time. What the first activations leave of
+            the input is encoded with the same weights, without the bias, times this step added to them, and the
+            top k taken again: one step of ISTA (Gregor & LeCun 2010), about 0.3 in the "LISTA-Matryoshka" recipe
+            on SynthSAEBench. The residual counts as constant. Saved as "matryoshka_refined", an architecture of
+            this package, which SAELens loads only where it is imported. None: encode once.
         matryoshka_widths (list[int] | None): Widths of the nested levels in latents, strictly
             increasing; d_sae is appended (to a copy) when missing. None: the paper's groups of 1/32,
             1/16, 1/8, 1/4 of d_sae and the rest (appendix A), rounded down, at least 1, without
@@ -148,6 +155,7 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
     k: float | None = None
     k_start: float | None = None
     k_anneal_steps: int | None = None
+    refinement_step: float | None = None
     matryoshka_widths: list[int] | None = None
     level_weights: list[float] | None = None
     level_weight_mu: float | None = None
@@ -239,7 +247,8 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
         config_rules.check_annealing(self)
         config_rules.check_nesting(self)
         config_rules.check_resampling(self)
-        config_rules.check_number(self, "tilt", "greater than 0", lambda value: value > 0)
+        for name in ("refinement_step", "tilt"):
+            config_rules.check_number(self, name, "greater than 0", lambda value: value > 0)
         for name in ("l1_coefficient", "l0_coefficient", "jumprelu_init_threshold"):
             config_rules.check_number(self, name, "at least 0", lambda value: value >= 0)
         for name in ("l1_warm_up_steps", "l0_warm_up_steps", "snap_after_steps"):
@@ -260,6 +269,8 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
 
     @override
     def get_inference_config_class(self) -> type[SAEConfig]:
+        if self.refinement_step is not None:
+            return RefinedSAEConfig
         return INFERENCE_CONFIGS[self.activation]
 
 

@@ -47,17 +47,18 @@ def checked_config(
     values = {key: _fitting(setting, schema[key]) for key, setting in resolved.items()}
 
     sae = _section(values, "sae")
-    _follow_recipe(values, sae, name)
+    recipe, added = _follow_recipe(values, sae, name)
     for key in SHARED:
         if key in values:
             sae.setdefault(key, values[key])
     try:
-        sae_config = sae_class.from_dict(sae)
-        config = LanguageModelSAERunnerConfig(
-            sae=sae_config,
-            logger=LoggingConfig(**_section(values, "logger")),
-            **{key: value for key, value in values.items() if "." not in key},
-        )
+        with recipes.named_in_errors(recipe, added):
+            sae_config = sae_class.from_dict(sae)
+            config = LanguageModelSAERunnerConfig(
+                sae=sae_config,
+                logger=LoggingConfig(**_section(values, "logger")),
+                **{key: value for key, value in values.items() if "." not in key},
+            )
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
     config.sae = sae_config  # a file may give it a device and dtype of its own
@@ -66,19 +67,23 @@ def checked_config(
     return config
 
 
-def _follow_recipe(values: dict[str, Any], sae: dict[str, Any], name: str) -> None:
-    """Fill in what the recipe adds, the SAE's options into its section."""
+def _follow_recipe(
+    values: dict[str, Any], sae: dict[str, Any], name: str
+) -> tuple[recipes.Recipe | None, dict[str, Any]]:
+    """Fill in what the recipe adds, the SAE's options into its section; the recipe, and that."""
     recipe = values.pop("recipe", None)
     if recipe is None:
-        return
+        return None, {}
     if recipe not in get_args(recipes.Recipe):
         known = " or ".join(get_args(recipes.Recipe))
         raise ConfigError(f"{name}: recipe is {recipe!r}, but must be {known}.")
     if sae.get("architecture", ARCHITECTURE) != ARCHITECTURE:
         raise ConfigError(f"{name}: recipe: {recipe} is for architecture {ARCHITECTURE} only.")
     of_sae = {field.name for field in fields(MatryoshkaTrainingSAEConfig)}
-    for key, value in recipes.options(recipe, {**values, **sae}).items():
+    added = recipes.options(recipe, {**values, **sae})
+    for key, value in added.items():
         (sae if key in of_sae else values)[key] = value
+    return recipe, added
 
 
 def known_names() -> list[str]:
@@ -104,7 +109,7 @@ def _schema(sae_class: type[TrainingSAEConfig]) -> Schema:
         if field.init and field.name not in SECTIONS
     }
     schema["sae.architecture"] = str
-    schema |= {"lr_decay_to": float, "recipe": str}
+    schema["recipe"] = str
     for section, config_class in (("sae", sae_class), ("logger", LoggingConfig)):
         hints = get_type_hints(config_class)
         schema |= {f"{section}.{f.name}": hints[f.name] for f in fields(config_class) if f.init}

@@ -4,6 +4,8 @@ import math
 from numbers import Real
 from typing import TYPE_CHECKING, Any, get_args
 
+from sae_lens_matryoshka.objective import level_weights
+
 if TYPE_CHECKING:
     from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
 
@@ -131,6 +133,15 @@ def check_annealing(cfg: "MatryoshkaTrainingSAEConfig") -> None:
         lambda value: 0 < value <= cfg.d_sae,
     )
     check_number(cfg, "k_anneal_steps", "at least 1 step", lambda value: value >= 1)
+    if cfg.k_start is not None and cfg.k_start == cfg.k:
+        raise ValueError(
+            f"k_start={cfg.k_start!r} is k: there is nothing to anneal. Leave it out, or give another."
+        )
+    if cfg.activation == "topk" and cfg.k_start is not None and cfg.k_start < 1:
+        raise ValueError(
+            f"k_start={cfg.k_start!r} must be at least 1 with activation='topk', which keeps whole numbers "
+            "of latents."
+        )
 
 
 def check_nesting(cfg: "MatryoshkaTrainingSAEConfig") -> None:
@@ -146,6 +157,12 @@ def check_nesting(cfg: "MatryoshkaTrainingSAEConfig") -> None:
         raise ValueError(
             f"detach_inner_levels=True has no effect with the levels {cfg.widths}: it concerns those "
             "between the innermost and the outermost. Leave it out or give three widths or more."
+        )
+    between = level_weights(len(cfg.widths), cfg.level_weights, cfg.level_weight_mu)[1:-1]
+    if cfg.detach_inner_levels and not any(between):
+        raise ValueError(
+            "detach_inner_levels=True has no effect where every level between the innermost and the outermost "
+            "has weight 0. Leave it out, or give one of them a weight."
         )
     if cfg.latent_order != "fixed" and len(cfg.widths) < 2:
         raise ValueError(
@@ -170,3 +187,37 @@ def check_resampling(cfg: "MatryoshkaTrainingSAEConfig") -> None:
         f"at least resample_every ({cfg.resample_every})",
         lambda value: value >= cfg.resample_every,
     )
+
+
+def check_lengths(
+    cfg: "MatryoshkaTrainingSAEConfig", n_steps: int, dead_feature_window: int
+) -> None:
+    """Options that count steps, against the run that they are given to.
+
+    Args:
+        cfg: The SAE's configuration.
+        n_steps: Training steps of the run.
+        dead_feature_window: Steps without firing after which the trainer counts a latent as dead.
+
+    Raises:
+        ValueError: One of them would have no effect, or end in the middle.
+    """
+    if cfg.k_anneal_steps is not None and cfg.k_anneal_steps > n_steps:
+        raise ValueError(
+            f"k_anneal_steps={cfg.k_anneal_steps} is longer than the run of {n_steps} steps, which would end "
+            "with more active latents than k. Lower it, or train longer."
+        )
+    if cfg.snap_after_steps is not None and cfg.snap_after_steps >= n_steps:
+        raise ValueError(
+            f"snap_after_steps={cfg.snap_after_steps} has no effect in a run of {n_steps} steps. Lower it, or "
+            "leave it out."
+        )
+    if cfg.resample_every is None:
+        return
+    last = min(n_steps - 1, n_steps if cfg.resample_until is None else cfg.resample_until)
+    if cfg.resample_every > last or dead_feature_window >= last:
+        raise ValueError(
+            f"resample_every={cfg.resample_every} has no effect: the last step to resample at is {last}, and "
+            f"latents count as dead after dead_feature_window={dead_feature_window} steps. Lower these, or "
+            "train longer."
+        )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 # Parameters of SAELens's architectures and ours, by the dimension that holds the latents.
-LATENT_DIM = {"W_enc": 1, "b_enc": 0, "threshold": 0, "W_dec": 0}
+LATENT_DIM = {"W_enc": 1, "b_enc": 0, "start_threshold": 0, "threshold": 0, "W_dec": 0}
 
 
 def with_moments(

@@ -21,6 +21,7 @@ from sae_lens_matryoshka.threshold import RecentActivations
 PRECISION = {
     "threshold": torch.float32,
     "topk_threshold": torch.double,
+    "start_topk_threshold": torch.double,
     "l1_scale": torch.double,
     "latent_scores": torch.float32,
 }
@@ -46,6 +47,7 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
     b_enc: nn.Parameter
     threshold: nn.Parameter  # jumprelu only
     topk_threshold: torch.Tensor  # batchtopk only: running value, for logs and checkpoints
+    start_topk_threshold: torch.Tensor  # refinement_step only: the first pass's running value
     l1_scale: torch.Tensor  # relu with target_l0 only: the controller's factor
     b_dec_is_set: torch.Tensor  # b_dec_init="geometric_median" only
     prefix_seed: torch.Tensor  # prefix_sampling="random" only
@@ -59,6 +61,8 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         self.k_now = cfg.k  # while k_start is annealed: what the last training step had
         if cfg.activation == "batchtopk":
             self._register_scalar("topk_threshold", 0.0)
+        if cfg.refinement_step is not None:
+            self._register_scalar("start_topk_threshold", 0.0)
         if cfg.activation == "relu" and cfg.target_l0 is not None:
             self._register_scalar("l1_scale", 1.0)
         if cfg.b_dec_init == "geometric_median":
@@ -146,11 +150,9 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         Returns:
             Activations and pre-activations, both (..., d_sae).
         """
-        sae_in = self.process_sae_in(x)
-        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
-        if self.cfg.rescale_acts_by_decoder_norm:
-            hidden_pre = hidden_pre * self.get_W_dec_norm()
-        return self.hook_sae_acts_post(self.activation_fn(hidden_pre)), hidden_pre
+        norm = self.get_W_dec_norm() if self.cfg.rescale_acts_by_decoder_norm else None
+        encoder = engine.Encoder(self.process_sae_in(x), self.W_enc, self.b_enc, norm)
+        return self._dense_code(encoder).tensors()
 
     def encode_to_code(self, encoder: engine.Encoder, dense: bool = False) -> engine.Code:
         """
@@ -163,14 +165,35 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         code = None if dense else self._sparse_code(encoder)
         if code is not None:
             return code
+        code = self._dense_code(encoder)
+        if not self.cfg.uses_top_k:
+            found = (code.hidden_pre > self._least_of_interest()).sum()
+            self._engine.observe(found.item() / code.hidden_pre.numel())
+        return code
+
+    def _dense_code(self, encoder: engine.Encoder) -> engine.DenseCode:
         hidden_pre = self.hook_sae_acts_pre(encoder.x @ encoder.W_enc + encoder.b_enc)
         if encoder.norm is not None:
             hidden_pre = hidden_pre * encoder.norm
-        acts = self.hook_sae_acts_post(self.activation_fn(hidden_pre))
-        if not self.cfg.uses_top_k:
-            found = (hidden_pre > self._least_of_interest()).sum()
-            self._engine.observe(found.item() / hidden_pre.numel())
-        return engine.DenseCode(acts, hidden_pre, encoder.norm)
+        code = engine.DenseCode(self.activation_fn(hidden_pre), hidden_pre, encoder.norm)
+        if self.cfg.refinement_step is not None:
+            code = self._refined(encoder, code, self.cfg.refinement_step)
+        code.acts = self.hook_sae_acts_post(code.acts)
+        return code
+
+    def _refined(
+        self, encoder: engine.Encoder, first: engine.DenseCode, step: float
+    ) -> engine.DenseCode:
+        residual = self.residual_of(encoder, first)
+        hidden_pre = engine.refined(encoder, first.acts, residual, step)
+        code = engine.DenseCode(self.activation_fn(hidden_pre), hidden_pre, encoder.norm)
+        code.first_pass = first
+        return code
+
+    def residual_of(self, encoder: engine.Encoder, code: engine.Code) -> torch.Tensor:
+        """What a code leaves of the encoder's input, (..., d_in), without a gradient."""
+        b_dec = None if self.cfg.apply_b_dec_to_input else self.b_dec
+        return engine.residual_of(encoder, code, self.W_dec, b_dec)
 
     def encoder(self, x: torch.Tensor) -> engine.Encoder:
         """What gives the pre-activations of x, (..., d_in); W_enc, b_enc and b_dec get gradients."""
@@ -197,13 +220,20 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
     @not_compiled
     def _sparse_code(self, encoder: engine.Encoder) -> engine.SparseCode | None:
         if self.cfg.activation == "batchtopk":
-            return self._engine.batch_top_k(encoder, cast(float, self.k_now))
+            return self._sparse_batch_top_k(encoder, cast(float, self.k_now))
         if self.cfg.activation == "topk":
             return self._engine.token_top_k(encoder, int(cast(float, self.k_now)))
         code = self._engine.above(encoder, self._least_of_interest())
         if code is not None and self.cfg.activation == "jumprelu":
             code.acts = self.with_thresholds(JumpReLU, code)
         return code
+
+    def _sparse_batch_top_k(self, encoder: engine.Encoder, k: float) -> engine.SparseCode | None:
+        code, step = self._engine.batch_top_k(encoder, k), self.cfg.refinement_step
+        if code is None or step is None:
+            return code
+        residual = self.residual_of(encoder, code)
+        return self._engine.refined_top_k(encoder, code, residual, step, k)
 
     def with_thresholds(
         self, function: type[torch.autograd.Function], code: engine.Code

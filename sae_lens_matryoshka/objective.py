@@ -101,7 +101,8 @@ def nested_error(
         errors = errors.clamp(min=torch.finfo(errors.dtype).tiny).sqrt()
     if tilt is None:
         return errors.mean(dim=-1)
-    relative = errors.detach() / errors.detach().mean(dim=-1, keepdim=True)
+    mean = errors.detach().mean(dim=-1, keepdim=True)
+    relative = errors.detach() / mean.clamp(min=torch.finfo(errors.dtype).tiny)
     return (errors * (tilt * relative).softmax(dim=-1)).sum(dim=-1)
 
 

@@ -1,6 +1,7 @@
 """Whole configurations by name: the paper's, and the best that docs/results/synthetic.md supports."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from sae_lens import LanguageModelSAERunnerConfig as StockRunnerConfig
@@ -9,16 +10,16 @@ from sae_lens_matryoshka.config import ACTIVATION_OPTIONS
 
 Recipe = Literal["paper", "best"]
 
-# Latents that have not fired for so many steps are resampled.
-RESAMPLED_AFTER = 100
+# Tokens without firing after which a latent counts as dead (dictionary_learning's), where the run is long.
+DEAD_TOKENS = 10_000_000
 
 
 def options(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     What a recipe adds to the options of a run with architecture "matryoshka".
 
-    "paper": the main experiment of arXiv 2503.17547 (section 4.3, appendix A), as dictionary_learning trained it;
-    its auxiliary loss, which that library scales otherwise, is SAELens's. "best": the recipe that
+    "paper": the main experiment of arXiv 2503.17547 (section 4.3, appendix A), as dictionary_learning trained
+    it; its auxiliary loss, which that library scales otherwise, is SAELens's. "best": the recipe that
     docs/results/synthetic.md decides on; its lengths are shares of the run.
 
     Args:
@@ -28,19 +29,31 @@ def options(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         The options that are not given.
     """
+    tokens = int(given.get("training_tokens", StockRunnerConfig.training_tokens))
     if recipe == "paper":
-        full = _paper(
-            _number(given, "training_tokens") // given.get("train_batch_size_tokens", 2048)
-        )
+        batch = int(given.get("train_batch_size_tokens", 2048))
+        full = _paper(tokens // batch)
     else:
-        steps = _number(given, "training_tokens") // _number(given, "train_batch_size_tokens")
+        default = StockRunnerConfig.train_batch_size_tokens
+        batch = int(given.get("train_batch_size_tokens", default))
         k = given.get("k") or ACTIVATION_OPTIONS["k"][1]
-        full = _best(steps, k, given.get("d_sae", 0))  # without it the configuration will say so
+        # without d_sae the configuration will say so
+        full = _best(tokens // batch, batch, k, int(given.get("d_sae", 0)))
     return {name: value for name, value in full.items() if name not in given}
 
 
-def _number(given: Mapping[str, Any], name: str) -> int:
-    return given.get(name, getattr(StockRunnerConfig, name))
+@contextmanager
+def named_in_errors(recipe: Recipe | None, added: Mapping[str, Any]) -> Iterator[None]:
+    """Within, a ValueError also says which options the recipe added, since nobody gave them."""
+    try:
+        yield
+    except ValueError as error:
+        if recipe is None:
+            raise
+        raise ValueError(
+            f"{error} (recipe={recipe!r} added {', '.join(sorted(added))}; what is given beside it, e.g. "
+            "null, replaces that.)"
+        ) from error
 
 
 def _paper(steps: int) -> dict[str, Any]:
@@ -52,11 +65,11 @@ def _paper(steps: int) -> dict[str, Any]:
         "lr": 3e-4,
         "lr_warm_up_steps": 1000,
         "lr_decay_steps": steps // 5,
-        "dead_feature_window": round(10_000_000 / 2048),
+        "dead_feature_window": round(DEAD_TOKENS / 2048),
     }
 
 
-def _best(steps: int, k: float, d_sae: int) -> dict[str, Any]:
+def _best(steps: int, batch: int, k: float, d_sae: int) -> dict[str, Any]:
     return {
         "matryoshka_widths": sorted({max(1, d_sae >> halvings) for halvings in range(6)}),
         "detach_inner_levels": True,
@@ -65,6 +78,6 @@ def _best(steps: int, k: float, d_sae: int) -> dict[str, Any]:
         "k_anneal_steps": max(1, steps // 2),
         "resample_every": max(1, min(2500, steps // 12)),
         "resample_until": max(1, steps * 4 // 5),
-        "dead_feature_window": RESAMPLED_AFTER,
+        "dead_feature_window": max(1, min(DEAD_TOKENS // batch, max(100, steps // 30), steps // 4)),
         "lr_decay_steps": steps // 3,
     }

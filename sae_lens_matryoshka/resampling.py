@@ -35,8 +35,10 @@ def choose(dead: torch.Tensor, residual: torch.Tensor, seed: int) -> Resampling:
         The latents, no more of them than tokens.
     """
     errors = residual.float().square().sum(dim=-1).cpu()  # (batch,)
-    dead = dead[: int((errors > 0).sum())]
     generator = torch.Generator().manual_seed(seed)
+    n_bad = int((errors > 0).sum())
+    if len(dead) > n_bad:  # any of them: the first ones may have had their chance before
+        dead = dead[torch.randperm(len(dead), generator=generator)[:n_bad].to(dead.device)]
     tokens = dead
     if len(dead):
         tokens = torch.multinomial(errors, len(dead), generator=generator).to(residual.device)

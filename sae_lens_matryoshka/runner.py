@@ -1,5 +1,6 @@
 """SAELens's training runner and its configuration, extended: flat SAE fields, exact resuming."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
             checkpoint.check_checkpoint(cfg.resume_from_checkpoint, sae_cfg)
         super().__init__(cfg, override_dataset, override_model, override_sae)
         if isinstance(self.cfg, LanguageModelSAERunnerConfig):
+            self.cfg = copy.copy(self.cfg)
             self.cfg.runner_ends_decay = True
         n_prefetched = int(self.cfg.prefetch_llm_batches)
         self._store = ResumableStore.adopt(self.activations_store, n_prefetched)

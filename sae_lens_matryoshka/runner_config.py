@@ -3,7 +3,7 @@
 import copy
 import difflib
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, Generic, Literal, get_args, overload
 
 import sae_lens
@@ -14,8 +14,10 @@ from typing_extensions import override
 
 from sae_lens_matryoshka import recipes
 from sae_lens_matryoshka.config import ARCHITECTURE, MatryoshkaTrainingSAEConfig
+from sae_lens_matryoshka.config_rules import check_lengths
 
 
+@dataclass(init=False)
 class LanguageModelSAERunnerConfig(
     sae_lens.LanguageModelSAERunnerConfig[T_TRAINING_SAE_CONFIG],
     Generic[T_TRAINING_SAE_CONFIG],
@@ -47,7 +49,9 @@ class LanguageModelSAERunnerConfig(
             the SAE is given beside sae, or recipe or lr_decay_to is not possible.
     """
 
-    runner_ends_decay = False  # the runner that it was given to minds lr_decay_to
+    lr_decay_to: float = 0.0
+
+    runner_ends_decay = False  # set by the runner that minds lr_decay_to
 
     @overload
     def __init__(
@@ -82,11 +86,14 @@ class LanguageModelSAERunnerConfig(
         **kwargs: Any,
     ) -> None:
         options = copy.deepcopy(kwargs)
+        added: dict[str, Any] = {}
         if recipe is not None:
             _check_recipe(recipe, sae, architecture)
-            options |= recipes.options(recipe, options)
+            added = recipes.options(recipe, options)
+            options |= added
         if sae is None:
-            sae = _sae_config(architecture or ARCHITECTURE, options)
+            with recipes.named_in_errors(recipe, added):
+                sae = _sae_config(architecture or ARCHITECTURE, options)
         else:
             _check_given(sae, architecture, options)
             sae = copy.deepcopy(sae)
@@ -94,12 +101,26 @@ class LanguageModelSAERunnerConfig(
             sae.dtype = options.get("dtype", sae.dtype)
         run_options = {name: options[name] for name in _RUN_FIELDS & options.keys()}
         super().__init__(sae=sae, **run_options)  # pyright: ignore[reportArgumentType]
-        if not 0 <= lr_decay_to < 1 or (lr_decay_to > 0 and self.lr_decay_steps == 0):
-            raise ValueError(
-                f"lr_decay_to={lr_decay_to!r} must be a share of lr, from 0 to below 1, at which the decay over "
-                f"lr_decay_steps ends (now {self.lr_decay_steps} steps). Set lr_decay_steps, or leave it out."
-            )
         self.lr_decay_to = lr_decay_to
+        self._check_decay()
+        if isinstance(sae, MatryoshkaTrainingSAEConfig):
+            with recipes.named_in_errors(recipe, added):
+                check_lengths(sae, self.total_training_steps, self.dead_feature_window)
+
+    def _check_decay(self) -> None:
+        if not 0 <= self.lr_decay_to < 1:
+            raise ValueError(
+                f"lr_decay_to={self.lr_decay_to!r} must be a share of lr, from 0 to below 1, at which the decay "
+                "over lr_decay_steps ends."
+            )
+        if self.lr_decay_to > 0 and (
+            self.lr_decay_steps == 0 or self.lr_scheduler_name != "constant"
+        ):
+            raise ValueError(
+                f"lr_decay_to={self.lr_decay_to!r} needs lr_decay_steps (now {self.lr_decay_steps}) and "
+                f"lr_scheduler_name='constant' (now {self.lr_scheduler_name!r}): other schedules are low already "
+                "where SAELens's decay begins."
+            )
 
     @override
     def to_sae_trainer_config(self) -> SAETrainerConfig:
@@ -112,8 +133,10 @@ class LanguageModelSAERunnerConfig(
 
     @override
     def to_dict(self) -> dict[str, Any]:
-        decay = {"lr_decay_to": self.lr_decay_to} if self.lr_decay_to > 0 else {}
-        return super().to_dict() | decay
+        options = super().to_dict()
+        if self.lr_decay_to == 0:
+            del options["lr_decay_to"]  # SAELens does not know it
+        return options
 
     @override
     @classmethod
@@ -129,10 +152,8 @@ class LanguageModelSAERunnerConfig(
             training_config_class(cfg_dict["sae"]["architecture"])
         if "seqpos_slice" in cfg_dict:  # JSON has no tuples
             cfg_dict["seqpos_slice"] = tuple(cfg_dict["seqpos_slice"])
-        lr_decay_to = cfg_dict.pop("lr_decay_to", 0.0)
         cfg = super().from_dict(cfg_dict)
         assert isinstance(cfg, LanguageModelSAERunnerConfig)
-        cfg.lr_decay_to = lr_decay_to
         cfg.sae = TrainingSAEConfig.from_dict(cfg_dict["sae"])  # its own device and dtype
         return cfg
 

@@ -16,6 +16,7 @@ from sae_lens_matryoshka.checkpoint import whole_files
 from sae_lens_matryoshka.config import resolve_widths
 from sae_lens_matryoshka.latent_parameters import LATENT_DIM
 from sae_lens_matryoshka.nested_sae import is_hooked
+from sae_lens_matryoshka.refined_sae import RefinedSAE
 from sae_lens_matryoshka.sae_folder import require_sae
 
 UNIT_TOLERANCE = 1e-5  # SAEBench's own, which warns beyond it
@@ -30,7 +31,7 @@ class MatryoshkaSAE:
     Wraps, is not a subclass: SAELens's loaders and evals get `.sae`.
 
     Args:
-        sae: A stock inference SAE ("jumprelu", "standard" or "topk").
+        sae: A stock inference SAE ("jumprelu", "standard" or "topk"), or a RefinedSAE of this package.
         widths: Nested widths in latents; the SAE's own width is appended when missing.
 
     Raises:
@@ -144,7 +145,7 @@ class MatryoshkaSAE:
 
     def level(self, index: int) -> SAE[Any]:
         """
-        A stock SAE of the latents up to a level.
+        An SAE of the latents up to a level; see `truncate`.
 
         Args:
             index: Level, 0 the innermost; negative counts from the outermost.
@@ -163,7 +164,10 @@ class MatryoshkaSAE:
     @torch.no_grad()
     def truncate(self, width: int) -> SAE[Any]:
         """
-        A stock SAE of the first latents, whose reconstruction is the nested decode at that width.
+        An SAE of the first latents, whose reconstruction is the nested decode at that width.
+
+        Not so for a RefinedSAE: there the cut one refines by what its own latents leave, not the whole
+        SAE's, and so encodes otherwise than the first latents of the whole do.
 
         Args:
             width: Latents to keep, a level's width or any other up to d_sae.
@@ -200,7 +204,8 @@ class MatryoshkaSAE:
     @torch.no_grad()
     def reconstructions(self, x: torch.Tensor) -> torch.Tensor:
         """
-        Every level's reconstruction, in the work of one encode and one decode.
+        Every level's reconstruction, as the level alone gives it, in the work of one encode and one decode.
+        Those of a RefinedSAE share the first pass; each takes a refinement of its own.
 
         Args:
             x: Activations of the model, (batch, d_in).
@@ -213,6 +218,8 @@ class MatryoshkaSAE:
         """
         self._require_levels_stand_alone()
         sae = self.sae
+        if isinstance(sae, RefinedSAE):
+            return sae.reconstructions(x, self.widths)
         decoded = self._encode(x).nested_decode(sae.W_dec, sae.b_dec, self.widths)
         return sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(decoded), sae.d_head)
 

@@ -1,4 +1,4 @@
-"""The stock SAE that a trained one is saved as: folds, the measured threshold, what is loaded."""
+"""The inference SAE that a trained one is saved as: folds, the measured thresholds, what is loaded."""
 
 import logging
 from abc import ABC
@@ -16,9 +16,19 @@ from sae_lens_matryoshka.threshold import UnreachableL0Error, cut_for_count, thr
 
 logger = logging.getLogger(__name__)
 
+# What only training needs.
+NOT_SAVED = (
+    "topk_threshold",
+    "start_topk_threshold",
+    "l1_scale",
+    "b_dec_is_set",
+    "prefix_seed",
+    "latent_scores",
+)
+
 
 class SavedAsStockSAE(NestedSAE, ABC):
-    """A NestedSAE whose inference form is one of SAELens's own architectures."""
+    """A NestedSAE whose inference form is one of SAELens's own architectures, or a RefinedSAE."""
 
     @override
     @torch.no_grad()
@@ -48,6 +58,8 @@ class SavedAsStockSAE(NestedSAE, ABC):
             # thresholds are in units of hidden_pre * |W_dec|, and W_dec was just divided
             if self.cfg.activation == "batchtopk":
                 self.topk_threshold /= scaling_factor
+            if self.cfg.refinement_step is not None:
+                self.start_topk_threshold /= scaling_factor
             if self.cfg.activation == "jumprelu":
                 self.threshold.data /= scaling_factor
         self.recent_activations.transform(lambda x: x / scaling_factor)
@@ -76,10 +88,11 @@ class SavedAsStockSAE(NestedSAE, ABC):
     @torch.no_grad()
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
-        for name in ("topk_threshold", "l1_scale", "b_dec_is_set", "prefix_seed", "latent_scores"):
+        for name in NOT_SAVED:
             state_dict.pop(name, None)
         if self.cfg.activation == "batchtopk":
-            state_dict["threshold"] = torch.full_like(self.b_enc, self._top_k_threshold())
+            for name, cut in self._top_k_thresholds().items():
+                state_dict[name] = torch.full_like(self.b_enc, cut)
         if self.cfg.activation == "jumprelu":
             state_dict["threshold"] = self._jumprelu_thresholds().to(self.dtype)
         if self.cfg.activation == "relu":
@@ -100,13 +113,30 @@ class SavedAsStockSAE(NestedSAE, ABC):
             sae_in = self.process_sae_in(x.to(self.device))
             yield engine.Encoder(sae_in, self.W_enc, self.b_enc, norm)
 
-    def _top_k_threshold(self) -> float:
-        """The threshold that k latents per token exceed on the last training activations."""
-        tokens = len(self.recent_activations)
+    def _top_k_thresholds(self) -> dict[str, float]:
+        """By name, what k latents per token exceed on the last training activations."""
+        tokens, step = len(self.recent_activations), self.cfg.refinement_step
         if tokens == 0:  # as after loading a checkpoint
-            return self.topk_threshold.item()
+            running = {"threshold": self.topk_threshold.item()}
+            if step is not None:
+                running["start_threshold"] = self.start_topk_threshold.item()
+            return running
         count = round(cast(float, self.cfg.k) * tokens)
-        return cut_for_count(self._recent_encoders(), count)
+        cut = cut_for_count(self._recent_encoders(), count)
+        if step is None:
+            return {"threshold": cut}
+        start = self.b_enc.new_tensor(cut).item()  # as it will be saved
+        refined = self._recent_refined_passes(start, step)
+        return {"start_threshold": start, "threshold": cut_for_count(refined, count)}
+
+    def _recent_refined_passes(self, start: float, step: float) -> Iterator[engine.RefinedPass]:
+        """As _recent_encoders, after a first pass that a threshold, not a top k, decides."""
+        for encoder in self._recent_encoders():
+            first = encoder.above(start)
+            residual = self.residual_of(
+                encoder, engine.SparseCode(first, first.hidden_pre, encoder)
+            )
+            yield engine.RefinedPass.of(encoder, first, residual, step)
 
     def _jumprelu_thresholds(self) -> torch.Tensor:
         """The learned thresholds, scaled by one factor to meet target_l0 if that is set."""

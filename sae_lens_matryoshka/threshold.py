@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
-from sae_lens_matryoshka.engine import Encoder, selection
+from sae_lens_matryoshka.engine import Encoder, RefinedPass, selection
 
 # Enough tokens that the sampling error of the mean L0 stays well below 2 %.
 N_CALIBRATION_TOKENS = 32_768
@@ -42,7 +42,7 @@ class RecentActivations:
         return tuple(self._batches)
 
 
-def cut_for_count(encoders: Iterable[Encoder], count: int) -> float:
+def cut_for_count(encoders: Iterable[Encoder | RefinedPass], count: int) -> float:
     """The value that exactly `count` pre-activations exceed.
 
     Args:
@@ -64,14 +64,14 @@ def cut_for_count(encoders: Iterable[Encoder], count: int) -> float:
     return (middle if middle < largest[-2] else below).item()
 
 
-def _largest(encoders: Iterable[Encoder], n: int) -> torch.Tensor:
+def _largest(encoders: Iterable[Encoder | RefinedPass], n: int) -> torch.Tensor:
     """The n largest positive pre-activations, or all if there are fewer, in descending order."""
     largest = torch.empty(0)
     for encoder in encoders:
         if len(largest) < n:
-            found = selection.top(encoder, n).hidden_pre
+            found = encoder.top(n).hidden_pre
         else:
-            found = selection.above(encoder, largest[-1].item()).hidden_pre
+            found = encoder.above(largest[-1].item()).hidden_pre
         merged = torch.cat([largest.to(found), found])
         largest = merged.topk(min(n, len(merged)), sorted=True).values
     return largest

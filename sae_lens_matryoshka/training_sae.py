@@ -32,7 +32,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
     (Bussmann et al. 2025, arXiv 2503.17547).
 
     Saved for inference as a stock SAELens SAE: "jumprelu" for activation="batchtopk" and "jumprelu",
-    "topk" for "topk", "standard" for "relu".
+    "topk" for "topk", "standard" for "relu". With refinement_step as a RefinedSAE of this package.
 
     Args:
         cfg: The configuration; checked again, since SAELens's runners may have changed it.
@@ -44,6 +44,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
 
     # what dead latents become after the optimizer's step, and the mask of the living ones
     _resampling: tuple[resampling.Resampling, torch.Tensor] | None = None
+    _planned_at = 0
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -115,7 +116,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             feature_acts=feature_acts,
             hidden_pre=hidden_pre,
             loss=loss,
-            losses={**self._named_errors(errors, prefixes), **losses},
+            losses={**self._named_errors(x, nested, errors, prefixes), **losses},
             metrics=metrics,
         )
 
@@ -154,10 +155,9 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
                 self.latent_scores, cfg.latent_order, code, len(step_input.sae_in), norms
             )
         if cfg.activation == "batchtopk":
-            smallest = code.smallest_active().double()
-            if smallest < torch.inf:
-                old = self.topk_threshold if self.topk_threshold > 0 else smallest
-                self.topk_threshold.copy_(old + THRESHOLD_RATE * (smallest - old))
+            _follow_cut(self.topk_threshold, code)
+        if code.first_pass is not None:
+            _follow_cut(self.start_topk_threshold, code.first_pass)
         if cfg.activation == "relu" and cfg.target_l0 is not None:
             if step_input.coefficients["l1"] < cast(float, cfg.l1_coefficient):
                 return  # still warming up: L0 says nothing about the final weight yet
@@ -172,9 +172,14 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         cfg, step, dead = self.cfg, step_input.n_training_steps, step_input.dead_neuron_mask
         if cfg.resample_every is None or step == 0 or step % cfg.resample_every:
             return
-        if dead is None or (cfg.resample_until is not None and step > cfg.resample_until):
+        if cfg.resample_until is not None and step > cfg.resample_until:
             return
-        if self._resampling is not None:
+        if dead is None:
+            raise ValueError(
+                f"resample_every={cfg.resample_every} needs to know which latents are dead, but "
+                "dead_neuron_mask is None. Give the mask, as SAELens's trainers do, or leave it out."
+            )
+        if self._resampling is not None and self._planned_at < step:
             raise RuntimeError(
                 f"Training step {step}: the latents that were to be resampled {cfg.resample_every} steps ago "
                 "still wait for a step of the optimizer. resample_every works with optimizers of "
@@ -184,6 +189,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         if len(indices):
             residual = step_input.sae_in - recons
             self._resampling = resampling.choose(indices, residual, seed=step), ~dead
+            self._planned_at = step
 
     def after_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Called after each step of the optimizer, for the options that need it."""
@@ -307,8 +313,12 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             return {"l0_loss": coefficients["l0"] * l0.mean()}
         return {}
 
-    def _named_errors(self, errors: torch.Tensor, prefixes: list[int]) -> dict[str, torch.Tensor]:
+    def _named_errors(
+        self, x: torch.Tensor, nested: torch.Tensor, errors: torch.Tensor, prefixes: list[int]
+    ) -> dict[str, torch.Tensor]:
         """Squared errors under SAELens's names; random prefixes share one, since they vary."""
+        if self.cfg.tilt is not None or self.cfg.snap_after_steps is not None:
+            errors = objective.nested_squared_error(x, nested.detach())
         inner = {f"inner_mse_loss_{width}": error for width, error in zip(prefixes[:-1], errors)}
         if self.cfg.prefix_sampling == "random":
             inner = {"inner_mse_loss": errors[:-1].sum()}
@@ -342,6 +352,14 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             if dead is not None:
                 metrics[f"{name}/dead"] = _placed(dead, order)[:width].sum()
         return metrics
+
+
+def _follow_cut(threshold: torch.Tensor, code: engine.Code) -> None:
+    """Move a running threshold towards what this batch's top k was cut at."""
+    smallest = code.smallest_active().double()
+    if smallest < torch.inf:
+        old = threshold if threshold > 0 else smallest
+        threshold.copy_(old + THRESHOLD_RATE * (smallest - old))
 
 
 def _placed(per_latent: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:

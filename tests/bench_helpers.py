@@ -52,3 +52,15 @@ def rescaled(sae: Any, seed: int = 5) -> Any:
     copied.b_enc.data /= scale
     copied.threshold.data /= scale
     return copied
+
+
+def refined_sae() -> Any:
+    """The weights of random_sae with levels, in an SAE that encodes twice."""
+    from sae_lens_matryoshka.refined_sae import RefinedSAE, RefinedSAEConfig
+
+    jumprelu = random_sae(widths=WIDTHS)
+    shared = {name: getattr(jumprelu.cfg, name) for name in ("d_in", "d_sae", "metadata")}
+    sae = RefinedSAE(RefinedSAEConfig(**shared, refinement_step=0.3))
+    weights = jumprelu.state_dict()
+    sae.load_state_dict({**weights, "start_threshold": 1.5 * weights["threshold"]})
+    return sae

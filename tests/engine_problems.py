@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_lens_matryoshka import engine, objective
 
@@ -22,6 +23,7 @@ class Problem:
     widths: list[int]
     order: torch.Tensor | None = None
     detach_inner: bool = False
+    refinement_step: float = 0.3  # for the activation "refined"
 
     @staticmethod
     def random(
@@ -78,17 +80,28 @@ class Problem:
             acts = engine.token_top_k(hidden_pre, int(self.k))
         else:
             acts = engine.batch_top_k(hidden_pre, self.k)
+        if activation == "refined":
+            norm = torch.ones(len(self.b_enc)).to(acts) if self.norm is None else self.norm
+            residual = self.x - acts @ (self.W_dec / norm[:, None]) - self.b_dec
+            hidden_pre = acts + self.refinement_step * (residual.detach() @ self.W_enc) * norm
+            acts = engine.batch_top_k(hidden_pre, self.k)
         return engine.DenseCode(acts, hidden_pre, self.norm)
 
-    def sparse_code(self, activation: str = "batchtopk") -> engine.SparseCode:
+    def sparse_code(
+        self, activation: str = "batchtopk", memory: engine.Engine | None = None
+    ) -> engine.SparseCode:
+        memory = memory or engine.Engine()
         with engine.using("sparse"):
             if activation == "relu":
-                code = engine.Engine().above(self.encoder, 0.0)
+                code = memory.above(self.encoder, 0.0)
             elif activation == "topk":
-                code = engine.Engine().token_top_k(self.encoder, int(self.k))
+                code = memory.token_top_k(self.encoder, int(self.k))
             else:
-                code = engine.Engine().batch_top_k(self.encoder, self.k)
+                code = memory.batch_top_k(self.encoder, self.k)
         assert code is not None
+        if activation == "refined":
+            residual = engine.residual_of(self.encoder, code, self.W_dec, self.b_dec)
+            code = memory.refined_top_k(self.encoder, code, residual, self.refinement_step, self.k)
         return code
 
     def step(self, path: str, activation: str = "batchtopk") -> dict[str, torch.Tensor]:
@@ -125,6 +138,22 @@ def assert_same_numbers(actual: dict, expected: dict, tolerance: float = 1e-5) -
         assert actual[name].shape == value.shape, name
         error = (actual[name].double() - value.double()).norm()
         assert error <= tolerance * value.double().norm() + rounding, f"{name}: {error}"
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the number of elements of the largest tensor that any operation returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
+                storage = tensor.untyped_storage().nbytes() // tensor.element_size()
+                self.numel = max(self.numel, storage)
+        return result
 
 
 @st.composite

@@ -9,6 +9,7 @@ import pytest
 from sae_lens.saes.sae import SAEMetadata, TrainingSAEConfig
 
 from sae_lens_matryoshka import MatryoshkaTrainingSAEConfig
+from sae_lens_matryoshka.config_rules import check_lengths
 
 
 def config(**options) -> MatryoshkaTrainingSAEConfig:
@@ -83,6 +84,8 @@ class TestActivationOptions:
             ("topk", {"l0_warm_up_steps": 3}),
             ("relu", {"k_start": 20.0}),
             ("jumprelu", {"k_anneal_steps": 20}),
+            ("topk", {"refinement_step": 0.3}),
+            ("relu", {"refinement_step": 0.3}),
         ],
     )
     def test_an_option_of_another_activation(self, activation, option):
@@ -120,6 +123,8 @@ class TestActivationOptions:
             ("k_start", 65, {"k": 4, "k_anneal_steps": 5}),
             ("k_anneal_steps", 0, {"k": 4, "k_start": 8}),
             ("tilt", 0, {"k": 4}),
+            ("refinement_step", 0, {"k": 4}),
+            ("refinement_step", math.nan, {"k": 4}),
             ("snap_after_steps", -1, {"k": 4}),
             ("resample_every", 0, {"k": 4}),
             ("resample_until", 9, {"k": 4, "resample_every": 10}),
@@ -234,6 +239,15 @@ class TestOptionsThatNeedOthers:
                 {"detach_inner_levels": True, "prefix_sampling": "random"},
                 "needs fixed levels",
             ),
+            ({"k_start": 4, "k_anneal_steps": 9}, "k_start=4 is k: there is nothing to anneal"),
+            (
+                {"activation": "topk", "k_start": 0.5, "k_anneal_steps": 9},
+                "k_start=0.5 must be at least 1 with activation='topk'",
+            ),
+            (
+                {"detach_inner_levels": True, "level_weight_mu": 0},
+                "every level between the innermost and the outermost has weight 0",
+            ),
             (
                 {"latent_order": "frequency", "matryoshka_widths": [64]},
                 "latent_order='frequency' has no effect with one level",
@@ -243,6 +257,38 @@ class TestOptionsThatNeedOthers:
     def test_are_refused_without_them(self, options, message):
         with pytest.raises(ValueError, match=message):
             config(k=4, **options)
+
+
+class TestLengths:
+    """Options that count steps, in a run of 100 steps whose latents are dead after 30."""
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"k_start": 8, "k_anneal_steps": 100},
+            {"snap_after_steps": 99},
+            {"resample_every": 50, "resample_until": 60},
+        ],
+    )
+    def test_fitting(self, options):
+        check_lengths(config(k=4, **options), n_steps=100, dead_feature_window=30)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                {"k_start": 8, "k_anneal_steps": 101},
+                "k_anneal_steps=101 is longer than the run of 100",
+            ),
+            ({"snap_after_steps": 100}, "snap_after_steps=100 has no effect"),
+            ({"resample_every": 100}, "the last step to resample at is 99"),
+            ({"resample_every": 10, "resample_until": 30}, "dead after dead_feature_window=30"),
+        ],
+    )
+    def test_without_effect(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            check_lengths(config(k=4, **options), n_steps=100, dead_feature_window=30)
 
 
 class TestSAELensContract:

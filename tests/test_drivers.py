@@ -239,8 +239,9 @@ class TestSparseAndDense:
             {"k": 4, "activation": "topk", "prefix_sampling": "random", "n_prefixes": 4},
             {"activation": "jumprelu", "target_l0": 4},
             {"activation": "relu", "target_l0": 4},
+            {"k": 4, "refinement_step": 0.3},
         ],
-        ids=["batchtopk", "topk, random prefixes", "jumprelu", "relu"],
+        ids=["batchtopk", "topk, random prefixes", "jumprelu", "relu", "refined"],
     )
     def test_a_thousand_steps(self, options):
         (dense, dense_curve), (sparse, sparse_curve) = (
@@ -260,10 +261,14 @@ class TestSparseAndDense:
         errors = [(out - x).pow(2).sum(dim=-1).mean(dim=-1) for out in outputs]
         torch.testing.assert_close(*errors, rtol=1e-2, atol=0)
 
-    @pytest.mark.parametrize("activation", ["batchtopk", "topk"])
-    def test_under_autocast(self, activation):
+    @pytest.mark.parametrize(
+        "options",
+        [{"activation": "batchtopk"}, {"activation": "topk"}, {"refinement_step": 0.3}],
+        ids=str,
+    )
+    def test_under_autocast(self, options):
         curves = [
-            self.losses(path, 20, autocast, k=4, activation=activation)[1]
+            self.losses(path, 20, autocast, k=4, **options)[1]
             for path in ("dense", "sparse")
             for autocast in (True, False)
         ]

@@ -208,6 +208,10 @@ class TestNestedError:
             objective.nested_squared_error(self.x, self.recons),
         )
 
+    def test_tilting_a_perfect_batch(self):
+        errors = objective.nested_error(self.x, self.x[None], tilt=0.5)
+        assert errors.tolist() == [0.0]
+
     def test_snapped_is_the_mean_norm(self):
         expected = (self.recons - self.x).norm(dim=-1).mean(dim=-1)
         actual = objective.nested_error(self.x, self.recons, snapped=True)

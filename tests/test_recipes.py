@@ -74,6 +74,32 @@ def test_impossible_recipes(options, message):
         config(**options)
 
 
+def test_errors_name_what_nobody_gave():
+    with pytest.raises(
+        ValueError, match=r"k_start=64.* has no effect.*recipe='best' added .*k_start"
+    ):
+        config(recipe="best", activation="relu")
+
+
+def test_the_demos_best_is_the_recipe(tmp_path, monkeypatch):
+    from sae_lens_matryoshka.demo import quickstart
+    from sae_lens_matryoshka.demo.bench_saes import BENCHMARKED
+
+    made: list[slm.LanguageModelSAERunnerConfig] = []
+
+    class Runner:
+        def __init__(self, cfg, **_: Any):
+            made.append(cfg)
+
+        def run(self) -> None: ...
+
+    monkeypatch.setattr(quickstart, "MatryoshkaSAETrainingRunner", Runner)
+    quickstart.train(TinyModel(), ["a"], tmp_path, BENCHMARKED, recipe="best")
+    sae = made[0].sae
+    assert sae.widths == [32, 64, 128, 256, 512, 1024]
+    assert (sae.latent_order, sae.detach_inner_levels) == ("frequency", True)
+
+
 def test_beside_a_whole_configuration():
     sae = TopKTrainingSAEConfig(d_in=8, d_sae=64, k=4)
     with pytest.raises(ValueError, match="sae= gives all of them. Give them flat"):

@@ -4,14 +4,21 @@ import subprocess
 import sys
 
 import pytest
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
+from sae_lens.registry import (
+    SAE_CLASS_REGISTRY,
+    SAE_TRAINING_CLASS_REGISTRY,
+    get_sae_class,
+    get_sae_training_class,
+)
 
 import sae_lens_matryoshka as slm
+from sae_lens_matryoshka.refined_sae import RefinedSAE, RefinedSAEConfig
 
 
 def test_importing_registers():
     classes = (slm.MatryoshkaTrainingSAE, slm.MatryoshkaTrainingSAEConfig)
     assert get_sae_training_class("matryoshka") == classes
+    assert get_sae_class("matryoshka_refined") == (RefinedSAE, RefinedSAEConfig)
 
 
 def test_again_changes_nothing():
@@ -20,14 +27,18 @@ def test_again_changes_nothing():
     assert get_sae_training_class("matryoshka")[0] is slm.MatryoshkaTrainingSAE
 
 
-def test_a_foreign_class_of_our_name(monkeypatch):
+@pytest.mark.parametrize(
+    ("registry", "name"),
+    [(SAE_TRAINING_CLASS_REGISTRY, "matryoshka"), (SAE_CLASS_REGISTRY, "matryoshka_refined")],
+)
+def test_a_foreign_class_of_our_name(monkeypatch, registry, name):
     class Foreign:
         __module__ = "someone.elses"
 
-    monkeypatch.setitem(SAE_TRAINING_CLASS_REGISTRY, "matryoshka", (Foreign, object))
-    with pytest.raises(ValueError, match=r"already belongs to someone\.elses.*Foreign"):
+    monkeypatch.setitem(registry, name, (Foreign, object))
+    with pytest.raises(ValueError, match=rf"{name}' already belongs to someone\.elses.*Foreign"):
         slm.register()
-    assert get_sae_training_class("matryoshka")[0] is Foreign
+    assert registry[name][0] is Foreign
 
 
 def test_every_public_name_exists():

@@ -45,7 +45,8 @@ class TestChoose:
 
     def test_more_dead_latents_than_tokens(self):
         chosen = resampling.choose(torch.arange(80), self.residual, seed=1)
-        assert len(chosen.latents) == len(chosen.directions) == 50
+        assert len(chosen.latents) == len(chosen.directions) == len(chosen.latents.unique()) == 50
+        assert chosen.latents.max() > 60  # not the first ones, which may have been resampled before
 
     def test_a_perfect_batch(self):
         chosen = resampling.choose(torch.arange(3), torch.zeros(5, D_IN), seed=1)
@@ -111,6 +112,22 @@ def test_weights_that_nothing_steps_are_noticed():
     one_step(sae, adam, dead, 5)
     with pytest.raises(RuntimeError, match="step 10.*still wait for a step of the optimizer"):
         one_step(sae, adam, dead, 10)
+
+
+def test_two_batches_before_one_step():
+    sae = new_sae(resample_every=5)
+    adam, dead = torch.optim.Adam(sae.parameters()), torch.zeros(D_SAE, dtype=torch.bool)
+    dead[7] = True
+    for _ in range(2):
+        one_step(sae, adam, dead, 5)
+    before = sae.W_dec[7].detach().clone()
+    adam.step()
+    assert not torch.allclose(sae.W_dec[7], before, atol=1e-2)
+
+
+def test_without_a_mask_of_dead_latents():
+    with pytest.raises(ValueError, match="resample_every=5 needs to know which latents are dead"):
+        one_step(new_sae(resample_every=5), torch.optim.SGD([torch.zeros(1)], lr=0.1), None, 5)
 
 
 def test_jumprelu_latents_get_their_first_threshold():

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +249,7 @@ def test_run_saves_what_stock_loads_and_says_where(
         {"dtype": "bfloat16"},
         {"lr_scheduler_name": "constant", "lr_decay_to": 0.1, "lr_decay_steps": 20},
         {"latent_order": "frequency", "k_start": 9.0, "k_anneal_steps": 20, "resample_every": 3},
+        {"refinement_step": 0.3},
     ],
     ids=str,
 )
@@ -614,26 +615,38 @@ class TestDecayThatEndsAboveZero:
         assert rates[:14] == pytest.approx([1e-2] * 14)
         assert rates[14:] == pytest.approx([1e-2 * (1 - 0.09 * i) for i in range(10)])
 
+    @staticmethod
+    def config(folder: Path, **changes: Any) -> LanguageModelSAERunnerConfig:
+        changes = {"lr_scheduler_name": "constant", "lr_decay_to": 0.1, **changes}
+        return LanguageModelSAERunnerConfig(**options(folder, **changes))
+
     def test_stock_runner_says_that_it_cannot(self, tmp_path: Path):
-        cfg = LanguageModelSAERunnerConfig(**options(tmp_path, lr_decay_to=0.1))
+        cfg = self.config(tmp_path)
+        MatryoshkaSAETrainingRunner(  # which leaves it as it was
+            cfg, override_model=TinyModel(), override_dataset=token_dataset()
+        )
         runner = LanguageModelSAETrainingRunner(
             cfg, override_model=TinyModel(), override_dataset=token_dataset()
         )
         with pytest.raises(ValueError, match="lr_decay_to=0.1 .*MatryoshkaSAETrainingRunner"):
             runner.run()
 
-    @pytest.mark.parametrize("given", [{"lr_decay_to": 1.0}, {"lr_decay_to": -0.1}])
-    def test_impossible_shares(self, tmp_path: Path, given: dict[str, Any]):
-        with pytest.raises(ValueError, match="must be a share of lr"):
-            LanguageModelSAERunnerConfig(**options(tmp_path, **given))
+    @pytest.mark.parametrize("share", [1.0, -0.1])
+    def test_impossible_shares(self, tmp_path: Path, share: float):
+        with pytest.raises(ValueError, match=f"lr_decay_to={share} must be a share of lr"):
+            self.config(tmp_path, lr_decay_to=share)
 
-    def test_without_a_decay(self, tmp_path: Path):
-        with pytest.raises(ValueError, match=r"now 0 steps.*Set lr_decay_steps"):
-            LanguageModelSAERunnerConfig(**options(tmp_path, lr_decay_to=0.1, lr_decay_steps=0))
+    @pytest.mark.parametrize(
+        "changes", [{"lr_decay_steps": 0}, {"lr_scheduler_name": "cosineannealing"}]
+    )
+    def test_without_a_decay_from_the_full_rate(self, tmp_path: Path, changes: dict[str, Any]):
+        with pytest.raises(ValueError, match="needs lr_decay_steps .*'constant'"):
+            self.config(tmp_path, **changes)
 
     def test_is_written_down_only_where_it_is_given(self, tmp_path: Path):
-        cfg = LanguageModelSAERunnerConfig(**options(tmp_path, lr_decay_to=0.1))
+        cfg = self.config(tmp_path)
         assert LanguageModelSAERunnerConfig.from_dict(cfg.to_dict()).lr_decay_to == 0.1
+        assert replace(cfg, seed=3).lr_decay_to == 0.1
         assert "lr_decay_to" not in LanguageModelSAERunnerConfig(**options(tmp_path)).to_dict()
 
 

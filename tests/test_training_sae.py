@@ -295,6 +295,84 @@ class TestGradients:
             )
 
 
+class TestRefinement:
+    @pytest.mark.parametrize("rescale", [True, False])
+    @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+    @pytest.mark.parametrize("normalize", ["none", "layer_norm"])
+    def test_against_the_formula(self, rescale, apply_b_dec_to_input, normalize):
+        sae = new_sae(
+            k=3,
+            refinement_step=4.0,
+            aux_loss="none",
+            rescale_acts_by_decoder_norm=rescale,
+            apply_b_dec_to_input=apply_b_dec_to_input,
+            normalize_activations=normalize,
+        )
+        x, mu, std = batch(), torch.zeros(1), torch.ones(1)
+        if normalize == "layer_norm":
+            mu, std = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True) + 1e-5
+        inside = (x - mu) / std
+        sae_in = inside - sae.b_dec if apply_b_dec_to_input else inside
+        norm = sae.W_dec.norm(dim=-1).detach() if rescale else torch.ones(D_SAE)
+
+        def top_k(pre: torch.Tensor) -> torch.Tensor:
+            kept = pre.flatten().topk(3 * BATCH)
+            return torch.zeros(pre.numel()).scatter(0, kept.indices, kept.values).view_as(pre)
+
+        first = top_k((sae_in @ sae.W_enc + sae.b_enc) * norm)
+        residual = (inside - (first / norm) @ sae.W_dec - sae.b_dec).detach()
+        acts = top_k(first + 4 * norm * (residual @ sae.W_enc))
+        assert not torch.equal(acts > 0, first > 0)
+        expected = torch.tensor(0.0)
+        raw_std = x.std(dim=-1, keepdim=True) if normalize == "layer_norm" else std
+        for width in WIDTHS:
+            recon = (acts[:, :width] / norm[:width]) @ sae.W_dec[:width] + sae.b_dec
+            expected = expected + (x - recon * raw_std - mu).pow(2).sum(dim=-1).mean()
+        expected_grads = torch.autograd.grad(expected, list(sae.parameters()), retain_graph=True)
+        output = step(sae, x)
+        assert_close(output.feature_acts, acts)
+        assert_close(output.loss, expected)
+        output.loss.backward()
+        for parameter, grad in zip(sae.parameters(), expected_grads):
+            assert_close(parameter.grad, grad)
+        with torch.no_grad():
+            assert_close(sae.encode(x), acts)
+            assert_close(sae.encode(x.view(2, -1, D_IN)).flatten(0, 1), acts)
+
+    def test_both_passes_have_the_annealed_k(self):
+        sae = new_sae(k=2, refinement_step=4.0, k_start=9, k_anneal_steps=14)
+        acts = step(sae, batch()).feature_acts  # its step is the 7th
+        assert (acts > 0).sum() == objective.annealed_k(7, 2, 9, 14) * BATCH
+        code = sae.encode_to_code(sae.encoder(batch()))
+        assert code.first_pass is not None
+        assert code.first_pass.firing_counts.sum() == (acts > 0).sum()
+
+    def test_the_residual_moves_no_weight(self):
+        """Without a first pass nothing trains the encoder's bias."""
+        sae = new_sae(k=3, refinement_step=4.0, aux_loss="none")
+        sae.b_enc.data -= 100
+        step(sae, batch()).loss.backward()
+        assert sae.W_enc.grad.any() and not sae.b_enc.grad.any()
+
+    def test_running_thresholds_of_both_passes(self):
+        sae = new_sae(k=3, refinement_step=4.0)
+        for seed in range(3):
+            step(sae, batch(seed))
+        first = sae.encode_to_code(sae.encoder(batch())).first_pass
+        assert sae.start_topk_threshold.dtype == sae.topk_threshold.dtype == torch.double
+        assert sae.start_topk_threshold == pytest.approx(first.smallest_active().item(), rel=0.3)
+        assert sae.start_topk_threshold != sae.topk_threshold
+
+    def test_hooks_see_the_first_pre_activations_and_the_last_activations(self):
+        sae, seen = new_sae(k=3, refinement_step=4.0), {}
+        for point in (sae.hook_sae_acts_pre, sae.hook_sae_acts_post):
+            point.add_hook(lambda tensor, hook: seen.update({hook.name: tensor.detach()}))
+        output = step(sae, batch())
+        expected = (batch() - sae.b_dec) @ sae.W_enc + sae.b_enc
+        assert_close(seen["hook_sae_acts_pre"], expected)
+        assert_close(seen["hook_sae_acts_post"], output.feature_acts)
+
+
 class TestAuxLossWithNormalization:
     @pytest.mark.parametrize("mode", ["layer_norm", "constant_norm_rescale"])
     @pytest.mark.parametrize("aux_loss", ["global", "per_level"])

@@ -95,6 +95,8 @@ def publish(
         loader = "MatryoshkaSAE" if pinned else "SAE"  # stock SAELens knows the main branch only
         for sae_id in given:
             typer.echo(f'  {loader}.from_pretrained("{repo_id}", "{sae_id}"{pinned})')
+        if allow_plugin_only:
+            typer.echo("What needs a package, and which one, is in the card.")
 
 
 @app.command()

@@ -151,13 +151,15 @@ def train(
         recipe: A recipe for the SAE; the learning rate and the window of dead latents stay.
     """
     torch.manual_seed(SEED)
+    # not None, which would replace a recipe's levels
+    levels: dict[str, Any] = {} if widths is None else {"matryoshka_widths": list(widths)}
     cfg = LanguageModelSAERunnerConfig(
         architecture="matryoshka",
         recipe=recipe,
         d_in=model.cfg.d_model,
         d_sae=size.d_sae,
         k=size.k,
-        matryoshka_widths=None if widths is None else list(widths),
+        **levels,
         normalize_activations="expected_average_only_in",
         model_name=MODEL_NAME,
         hook_name=HOOK_NAME,

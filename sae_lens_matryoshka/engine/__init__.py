@@ -11,9 +11,10 @@ from typing import Literal
 
 import torch
 
-from sae_lens_matryoshka.engine import kernels, screening, selection, sparse
+from sae_lens_matryoshka.engine import kernels, refinement, screening, selection, sparse
 from sae_lens_matryoshka.engine.dense import DenseCode, batch_top_k, nested_decode, token_top_k
-from sae_lens_matryoshka.engine.selection import Encoder
+from sae_lens_matryoshka.engine.refinement import RefinedPass, refined, residual_of
+from sae_lens_matryoshka.engine.selection import Encoder, Entries
 from sae_lens_matryoshka.engine.sparse import SparseCode, shifted_bias
 
 __all__ = [
@@ -22,9 +23,12 @@ __all__ = [
     "Encoder",
     "Engine",
     "Path",
+    "RefinedPass",
     "SparseCode",
     "batch_top_k",
     "nested_decode",
+    "refined",
+    "residual_of",
     "shifted_bias",
     "token_top_k",
     "using",
@@ -61,6 +65,7 @@ class Engine:
 
     def __init__(self) -> None:
         self._cut = 0.0
+        self._refining_cut = 0.0
         self._density = 0.0
 
     def batch_top_k(self, encoder: Encoder, k: float) -> SparseCode | None:
@@ -68,16 +73,30 @@ class Engine:
         if not _sparse_pays(encoder, k / encoder.shape[1]):
             return None
         with torch.no_grad():
-            # one step's threshold is close to the next one's
-            n_active, guess = int(k * encoder.shape[0]), 0.97 * self._cut
-            if guess > 0 and screening.pays(encoder):
-                entries = selection.top(screening.screened(encoder), n_active, guess)
-            else:
-                entries = selection.top(encoder, n_active, guess)
-            # a cut says nothing where fewer than n were positive, or where one was NaN
-            cut = entries.hidden_pre.min().item() if len(entries) == n_active > 0 else 0.0
-            self._cut = cut if math.isfinite(cut) else 0.0
+            entries, self._cut = _top(encoder, int(k * encoder.shape[0]), self._cut)
         return sparse.encode(encoder, entries)
+
+    def refined_top_k(
+        self, encoder: Encoder, first: SparseCode, residual: torch.Tensor, step: float, k: float
+    ) -> SparseCode:
+        """The sparse code of the batch's top k after a refinement (`engine.refinement`).
+
+        Args:
+            encoder: The first pass's.
+            first: The first pass, as batch_top_k gives it.
+            residual: What it leaves of the input, (batch, d_in).
+            step: Length of the step.
+            k: Active latents per token, on average.
+        """
+        batch, d_sae = encoder.shape
+        with torch.no_grad():
+            refined_pass = RefinedPass.of(encoder, first.entries, residual, step)
+            n_active = int(k * batch)
+            others, self._refining_cut = _top(refined_pass.product, n_active, self._refining_cut)
+            entries = selection.largest(refined_pass.joined(others), n_active, d_sae)
+        code = refinement.encode(first, refined_pass, entries)
+        code.first_pass = first
+        return code
 
     def token_top_k(self, encoder: Encoder, k: int) -> SparseCode | None:
         """The sparse code of each token's top k; None where the dense path is to be taken."""
@@ -107,6 +126,18 @@ class Engine:
     def observe(self, density: float) -> None:
         """Remember which share of the entries exceeded the thresholds."""
         self._density = density
+
+
+def _top(encoder: Encoder, n: int, last_cut: float) -> tuple[Entries, float]:
+    """The n largest pre-activations, and their smallest; fast if last_cut is close to that."""
+    guess = 0.97 * last_cut  # one step's threshold is close to the next one's
+    if guess > 0 and screening.pays(encoder):
+        entries = selection.top(screening.screened(encoder), n, guess)
+    else:
+        entries = selection.top(encoder, n, guess)
+    # a cut says nothing where fewer than n were positive, or where one was NaN
+    cut = entries.hidden_pre.min().item() if len(entries) == n > 0 else 0.0
+    return entries, cut if math.isfinite(cut) else 0.0
 
 
 def _sparse_pays(encoder: Encoder, density: float) -> bool:

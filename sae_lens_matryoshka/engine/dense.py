@@ -17,6 +17,8 @@ class DenseCode:
         norm: The norms that both carry and that decoding takes out again, (d_sae,), or None.
     """
 
+    first_pass: "DenseCode | None" = None  # what a refinement started from
+
     def __init__(self, acts: torch.Tensor, hidden_pre: torch.Tensor, norm: torch.Tensor | None):
         self.acts = acts
         self.hidden_pre = hidden_pre
@@ -66,7 +68,7 @@ class DenseCode:
 
     def square_sums(self) -> torch.Tensor:
         """Squared activations summed over the batch, (d_sae,)."""
-        return self.acts.detach().square().sum(dim=0)
+        return in_float32(self.acts.detach()).square().sum(dim=0)
 
     def smallest_active(self) -> torch.Tensor:
         """The smallest positive activation; infinity if there is none."""
@@ -76,6 +78,11 @@ class DenseCode:
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Activations and pre-activations, (batch, d_sae)."""
         return self.acts, self.hidden_pre
+
+
+def in_float32(values: torch.Tensor) -> torch.Tensor:
+    """Values in float32 at least: sums of many in bfloat16 stop growing."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def batch_top_k(hidden_pre: torch.Tensor, k: float) -> torch.Tensor:

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from sae_lens_matryoshka.engine import kernels
 from sae_lens_matryoshka.engine.compiling import not_compiled
+from sae_lens_matryoshka.engine.dense import in_float32
 from sae_lens_matryoshka.engine.selection import Encoder, Entries
 
 # Latents whose gradients are transposed at a time, so that they stay in the processor's cache.
@@ -32,8 +33,10 @@ class SparseCode:
         encoder: Where they come from.
     """
 
+    first_pass: "SparseCode | None" = None  # what a refinement started from
+
     def __init__(self, entries: Entries, hidden_pre: torch.Tensor, encoder: Encoder):
-        self._entries = entries
+        self.entries = entries
         self._shape = encoder.shape
         self._norm = encoder.norm
         self.hidden_pre = hidden_pre  # (entries,)
@@ -41,18 +44,18 @@ class SparseCode:
 
     def at(self, per_latent: torch.Tensor) -> torch.Tensor:
         """A value per latent, (d_sae,), as one per entry, (entries,)."""
-        return _AtEntries.apply(per_latent, self._entries.latents)
+        return _AtEntries.apply(per_latent, self.entries.latents)
 
     @not_compiled
     def token_sums(self, per_entry: torch.Tensor) -> torch.Tensor:
         """Values of the entries, (entries,), summed per token, (batch,)."""
         zeros = per_entry.new_zeros(self._shape[0])
-        return zeros.index_add(0, self._entries.tokens, per_entry)
+        return zeros.index_add(0, self.entries.tokens, per_entry)
 
     @not_compiled
     def latent_sums(self) -> torch.Tensor:
         """Activations without the norms' factor, summed over the batch, (d_sae,)."""
-        return _LatentSums.apply(self._without_norm(), self._entries.latents, self._shape[1])
+        return _LatentSums.apply(self._without_norm(), self.entries.latents, self._shape[1])
 
     @not_compiled
     def nested_decode(
@@ -66,7 +69,7 @@ class SparseCode:
         """As `DenseCode.nested_decode`."""
         batch, d_sae = self._shape
         assert widths[-1] == d_sae
-        plan = _DecodePlan(self._entries, batch, d_sae, widths, order, detach_inner)
+        plan = _DecodePlan(self.entries, batch, d_sae, widths, order, detach_inner)
         return _NestedDecode.apply(self._without_norm(), W_dec, b_dec, plan)
 
     def _without_norm(self) -> torch.Tensor:
@@ -79,13 +82,13 @@ class SparseCode:
     def firing_counts(self) -> torch.Tensor:
         """On how many tokens of the batch each latent is active, (d_sae,)."""
         fired = (self.acts.detach() > 0).float()
-        return fired.new_zeros(self._shape[1]).index_add(0, self._entries.latents, fired)
+        return fired.new_zeros(self._shape[1]).index_add(0, self.entries.latents, fired)
 
     @not_compiled
     def square_sums(self) -> torch.Tensor:
         """Squared activations summed over the batch, (d_sae,)."""
-        squares = self.acts.detach().square()
-        return squares.new_zeros(self._shape[1]).index_add(0, self._entries.latents, squares)
+        squares = in_float32(self.acts.detach()).square()
+        return squares.new_zeros(self._shape[1]).index_add(0, self.entries.latents, squares)
 
     def smallest_active(self) -> torch.Tensor:
         """The smallest positive activation; infinity if there is none."""
@@ -99,8 +102,8 @@ class SparseCode:
     @not_compiled
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Activations and pre-activations, sparse COO of (batch, d_sae), without their graphs."""
-        by_token = self._entries.tokens.int().argsort(stable=True)
-        indices = torch.stack([self._entries.tokens, self._entries.latents])[:, by_token]
+        by_token = self.entries.tokens.int().argsort(stable=True)
+        indices = torch.stack([self.entries.tokens, self.entries.latents])[:, by_token]
 
         def as_tensor(values: torch.Tensor) -> torch.Tensor:
             return torch.sparse_coo_tensor(
@@ -121,7 +124,7 @@ def encode(encoder: Encoder, entries: Entries) -> SparseCode:
     Activations are the pre-activations, as a top-k leaves them; another activation function
     replaces `acts`.
     """
-    hidden_pre = _PreActivations.apply(encoder.W_enc, encoder.b_enc, encoder, entries)
+    hidden_pre = PreActivations.apply(encoder.W_enc, encoder.b_enc, encoder, entries)
     return SparseCode(entries, hidden_pre, encoder)
 
 
@@ -258,7 +261,7 @@ def _sums_with_the_outermost(grads: torch.Tensor) -> torch.Tensor:
     return sums
 
 
-class _PreActivations(torch.autograd.Function):
+class PreActivations(torch.autograd.Function):
     """Hands out the selected pre-activations; its backward is the encoder's."""
 
     @staticmethod

@@ -19,6 +19,7 @@ from sae_lens_matryoshka.config import (
     ARCHITECTURE,
     MatryoshkaTrainingSAEConfig,
 )
+from sae_lens_matryoshka.config_rules import check_lengths
 from sae_lens_matryoshka.field_types import describe, fit
 from sae_lens_matryoshka.ground_truth.synth_sae_bench import MODELS
 from sae_lens_matryoshka.runner_config import training_config_class
@@ -201,6 +202,8 @@ class SyntheticConfig(TrainerSettings):
                 "data, but all arms are to see the same numbers. Leave it out"
             )
         n_steps = trainer.total_training_steps
+        if isinstance(sae, MatryoshkaTrainingSAEConfig):
+            check_lengths(sae, n_steps, trainer.dead_feature_window)
         if n_steps < 1 or trainer.lr_warm_up_steps + trainer.lr_decay_steps > n_steps:
             raise ValueError(
                 f"{trainer.total_training_samples} samples in batches of "
@@ -212,8 +215,10 @@ class SyntheticConfig(TrainerSettings):
     def sae_config(self, arm: str, d_in: int) -> TrainingSAEConfig:
         """A new configuration of the arm's SAE."""
         of_sae = {field.name for field in fields(MatryoshkaTrainingSAEConfig)}
-        defaults = {k: v for k, v in self._recipe_options(arm).items() if k in of_sae}
-        return self.arms[arm].config(d_in, self.d_sae, self.k, defaults)
+        added = self._recipe_options(arm)
+        defaults = {k: v for k, v in added.items() if k in of_sae}
+        with recipes.named_in_errors(self.arms[arm].recipe, added):
+            return self.arms[arm].config(d_in, self.d_sae, self.k, defaults)
 
     def _recipe_options(self, arm: str) -> dict[str, Any]:
         """What the arm's recipe adds to what the file says."""

@@ -31,19 +31,19 @@ class _Column:
 
 
 COLUMNS = (
-    _Column("f1", "F1", "higher", 4),
-    _Column("mcc", "MCC", "higher", 4),
-    _Column("precision", "precision", "higher", 4),
-    _Column("recall", "recall", "higher", 4),
-    _Column("uniqueness", "uniqueness", "higher", 4),
-    _Column("explained_variance", "explained variance", "higher", 4),
+    _Column("f1", "F1", "higher", 3),
+    _Column("mcc", "MCC", "higher", 3),
+    _Column("precision", "precision", "higher", 3),
+    _Column("recall", "recall", "higher", 3),
+    _Column("uniqueness", "uniqueness", "higher", 3),
+    _Column("explained_variance", "explained variance", "higher", 3),
     _Column("dead", "dead latents, %", "lower", 2, scale=100),
-    _Column("absorption", "absorption rate", "lower", 4),
+    _Column("absorption", "absorption rate", "lower", 3),
     _Column("n_parents", "of parents", None, 1),
     _Column("l0", "L0", None, 2),
-    _Column("f1_in_training", "F1 of the training object", None, 4),
+    _Column("f1_in_training", "F1 of the training object", None, 3),
 )
-PAIRED = ("f1", "mcc")
+PAIRED = ("f1", "f1_in_training", "mcc")
 NOT_AVAILABLE = "n/a"
 
 

@@ -22,6 +22,7 @@ from sae_lens_matryoshka.sae import named_widths
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
+OWN_PACKAGE = __name__.split(".")[0]
 BEGIN = "<!-- written by sae-lens-matryoshka at every publish; edit outside of these two marks -->"
 END = "<!-- end of what sae-lens-matryoshka writes -->"
 
@@ -196,6 +197,9 @@ def _generated(repo_id: str, entries: Sequence[CardEntry], published: Set[str]) 
         nested=next((entry for entry in entries if entry.can_be_cut), None),
         first=next((entry for entry in entries if not entry.needed_package), None),
         plugin_only=[entry for entry in entries if entry.needed_package],
+        packages={e.needed_package: e for e in reversed(entries) if e.needed_package},
+        own_package=OWN_PACKAGE,
+        own_distribution=OWN_PACKAGE.replace("_", "-"),
     )
 
 
@@ -253,7 +257,8 @@ def _settings(entry: CardEntry) -> dict[str, Any]:
     found = {key: metadata.get(key) for key in METADATA_SETTINGS}
     found |= {k: v for k, v in details.items() if not _has_no_effect(k, details)}
     found |= {key: entry.runner_cfg.get(key) for key in RUNNER_SETTINGS}
-    found |= {"saved as": entry.cfg["architecture"], "dtype": entry.cfg.get("dtype")}
+    found |= {"saved as": entry.cfg["architecture"]}
+    found |= {key: entry.cfg.get(key) for key in ("refinement_step", "dtype")}
     found |= {key: metadata.get(key) for key in VERSIONS}
     return {k: v for k, v in found.items() if v is not None and not _is_local_path(v)}
 

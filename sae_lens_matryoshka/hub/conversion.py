@@ -40,7 +40,7 @@ _FORMATS = {
 }
 _KEPT = (SPARSITY_FILENAME, RUNNER_CFG_FILENAME)  # of SAELens, true of the converted SAE as well
 _STATISTICS = (ACTIVATION_SCALER_CFG_FILENAME, ACTIVATION_WHITENING_FILENAME)
-_WITH_LEVELS = ("jumprelu", "standard", "topk")  # what MatryoshkaSAE can cut
+_WITH_LEVELS = ("jumprelu", "standard", "topk")  # what MatryoshkaSAE can cut, stock SAELens load
 
 
 def convert(
@@ -183,7 +183,8 @@ def _read_sae_lens(folder: Path, name: str, widths: Sequence[int] | None) -> Mat
     sae = _open_sae_lens(folder, name, cfg)
     if sae.cfg.architecture() not in _WITH_LEVELS:
         raise ValueError(
-            f"{name} is a {sae.cfg.architecture()} SAE; levels can be cut of {', '.join(_WITH_LEVELS)}."
+            f"{name} is a {sae.cfg.architecture()} SAE; levels can be cut of {', '.join(_WITH_LEVELS)}, if "
+            "they are to be stock SAEs of SAELens."
         )
     mode = sae.cfg.normalize_activations
     if mode in FOLDED_NORMALIZATIONS:

@@ -5,15 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from sae_lens import SAE
 from sae_lens.constants import (
     ACTIVATION_SCALER_CFG_FILENAME,
     RUNNER_CFG_FILENAME,
     SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    SPARSITY_FILENAME,
 )
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
+from safetensors import safe_open
+from safetensors.torch import load_file
 
+from sae_lens_matryoshka.latent_order import order_of
 from sae_lens_matryoshka.sae import inference_form
 from sae_lens_matryoshka.sae_folder import require_sae
 
@@ -38,6 +44,21 @@ def open_folder(folder: Path, dtype: str | None = None) -> SAE[Any]:
     sae = TrainingSAE.load_from_disk(folder, dtype=dtype)
     _fold_statistics(sae, folder / ACTIVATION_SCALER_CFG_FILENAME)
     return inference_form(sae)
+
+
+def sparsity_beside(folder: Path) -> torch.Tensor | None:
+    """
+    Firing frequencies (log10) of the latents as open_folder gives them, (d_sae,); None: there are none.
+
+    A checkpoint has its latents where they are trained; what is saved of it has them sorted.
+    """
+    if not (folder / SPARSITY_FILENAME).is_file():
+        return None
+    sparsity = load_file(folder / SPARSITY_FILENAME)["sparsity"]
+    with safe_open(folder / SAE_WEIGHTS_FILENAME, framework="pt") as weights:
+        if "latent_scores" in weights.keys():  # noqa: SIM118  (it is no mapping)
+            return sparsity[order_of(weights.get_tensor("latent_scores"))]
+    return sparsity
 
 
 def widths_beside(folder: Path) -> Sequence[int] | None:

@@ -49,7 +49,8 @@ def publish(
     Publish SAEs on the Hub, so that `SAE.from_pretrained(repo_id, sae_id)` of stock SAELens loads them.
 
     Everything is written to a staging folder, reloaded there by stock SAELens in a process that cannot
-    import this package, and compared with the originals; only then is it uploaded, in one commit. An SAE
+    import this package, and compared with the originals; only then is it uploaded, in one commit. An SAE that
+    stock SAELens cannot load is reloaded with the package that it needs, such as this one (RefinedSAE). An SAE
     of the same id is replaced, with its levels; all else in the repo stays. The token is the one that the
     Hub's own tools find (`hf auth login`, HF_TOKEN).
 
@@ -97,7 +98,7 @@ def publish(
             write(staged, levels, tree)
         if scores is not None:
             scores.require_any(saes)
-        logger.info("Checking with stock SAELens what will be published ...")
+        logger.info("Checking with SAELens what will be published ...")
         verify(expected, Path(scratch))
         return _commit(
             folder or HubRepo(repo_id, revision, private), tree, repo_id, list(expected), license

@@ -1,4 +1,4 @@
-"""Load staged SAEs with stock SAELens in a process that cannot import this package.
+"""Load staged SAEs with SAELens in a process that cannot import this package, unless they need it.
 
 Run as a script: reload.py FOLDER. Imports SAELens, PyTorch and safetensors only.
 """

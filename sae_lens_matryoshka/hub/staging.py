@@ -15,10 +15,10 @@ from sae_lens.constants import (
 )
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.saes.topk_sae import TopKSAE
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from sae_lens_matryoshka.checkpoint import FOLDED_NORMALIZATIONS
-from sae_lens_matryoshka.hub.folder import open_folder, widths_beside
+from sae_lens_matryoshka.hub.folder import open_folder, sparsity_beside, widths_beside
 from sae_lens_matryoshka.hub.sae_ids import level_id
 from sae_lens_matryoshka.level_results import drop_outdated, hand_on
 from sae_lens_matryoshka.sae import (
@@ -139,12 +139,12 @@ def _open(sae_id: str, given: Publishable) -> StagedSAE:
 
 def _open_folder(sae_id: str, folder: Path) -> StagedSAE:
     sae = open_folder(folder)
-    sparsity, runner_cfg = folder / SPARSITY_FILENAME, folder / RUNNER_CFG_FILENAME
+    runner_cfg = folder / RUNNER_CFG_FILENAME
     return _staged(
         sae_id,
         sae,
         named_widths(sae.cfg.metadata) or widths_beside(folder),
-        load_file(sparsity)["sparsity"] if sparsity.is_file() else None,
+        sparsity_beside(folder),
         runner_cfg if runner_cfg.is_file() else None,
     )
 

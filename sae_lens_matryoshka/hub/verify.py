@@ -1,10 +1,12 @@
-"""Before an upload: stock SAELens, in a process of its own, must compute what the original computes."""
+"""Before an upload: SAELens, in a process of its own, must compute what the original computes. Stock SAELens,
+unless the SAE needs a package: then that one is imported first.
+"""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from safetensors.torch import save_file
 from sae_lens_matryoshka.hub import reload
 from sae_lens_matryoshka.hub.sae_ids import level_id
 from sae_lens_matryoshka.hub.staging import StagedSAE, needed_package
+from sae_lens_matryoshka.refined_sae import RefinedSAE
 from sae_lens_matryoshka.sae import MatryoshkaSAE, copy_of
 
 TOLERANCE = 1e-5
@@ -49,7 +52,7 @@ class Expectation:
 @torch.no_grad()
 def expectations(staged: StagedSAE, levels: bool) -> dict[str, Expectation]:
     """
-    The original's outputs, by sae_id. Those of levels come from one nested decode, not from cut SAEs.
+    The original's outputs, by sae_id. Those of levels come from the whole SAE, not from cut ones.
 
     Args:
         staged: The SAE.
@@ -60,10 +63,12 @@ def expectations(staged: StagedSAE, levels: bool) -> dict[str, Expectation]:
     """
     # a copy: an SAE keeps the shape of what it saw first
     sae = copy_of(staged.original).to(device="cpu", dtype=torch.float32)  # as loaded from the Hub
-    x, package = _inputs(sae, staged.sae_id), needed_package(staged.sae)
+    package = needed_package(staged.sae)
+    widths = staged.widths if levels else None
+    x = _inputs(sae, staged.sae_id, widths or ())
     found = {staged.sae_id: Expectation(x, sae(x), package)}
-    if levels and staged.widths is not None:
-        matryoshka = MatryoshkaSAE(sae, staged.widths)
+    if widths is not None:
+        matryoshka = MatryoshkaSAE(sae, widths)
         for index, out in enumerate(matryoshka.reconstructions(x)):
             name = level_id(staged.sae_id, index, matryoshka.widths[index])
             found[name] = Expectation(x, out, package)
@@ -108,7 +113,7 @@ def _write_spec(
 
 
 @torch.no_grad()
-def _inputs(sae: SAE[Any], sae_id: str) -> torch.Tensor:
+def _inputs(sae: SAE[Any], sae_id: str, widths: Sequence[int]) -> torch.Tensor:
     """Inputs that make latents fire: mixtures of decoder rows and noise, of many norms."""
     generator = torch.Generator().manual_seed(0)
     n, d_sae = len(SCALES) * TOKENS_PER_SCALE, sae.cfg.d_sae
@@ -123,24 +128,33 @@ def _inputs(sae: SAE[Any], sae_id: str) -> torch.Tensor:
     x = x * SCALES.repeat_interleave(TOKENS_PER_SCALE)[:, None]
     if sae.cfg.reshape_activations == "hook_z":
         x = x[:, None]  # one head of all channels
-    fired = sae.encode(x) > 0  # (tokens, d_sae)
-    if not fired.any():
+    if not (sae.encode(x) > 0).any():
         raise ValueError(
             f"{sae_id!r}: no latent fires on inputs of norms up to {SCALES.max():.0e}, so that nothing "
             "could be checked. Look at its thresholds and its b_enc."
         )
-    return x[_steady(sae, x, fired, generator)]
+    return x[_steady(sae, x, widths, generator)]
 
 
 def _steady(
-    sae: SAE[Any], x: torch.Tensor, fired: torch.Tensor, generator: torch.Generator
+    sae: SAE[Any], x: torch.Tensor, widths: Sequence[int], generator: torch.Generator
 ) -> torch.Tensor:
     """Which tokens have no latent so near its threshold that rounding decides over it, (tokens,)."""
     change = ROUNDING * (torch.randint(0, 2, x.shape, generator=generator) * 2 - 1)
     same = torch.ones(len(x), dtype=torch.bool)
     for factor in (1 + change, 1 - change):
-        same &= ((sae.encode(x * factor) > 0) == fired).all(dim=-1)
+        for fired, fires in zip(_fired(sae, x, widths), _fired(sae, x * factor, widths)):
+            same &= (fires == fired).all(dim=-1)
     return same if same.any() else ~same
+
+
+def _fired(sae: SAE[Any], x: torch.Tensor, widths: Sequence[int]) -> Iterator[torch.Tensor]:
+    """Which latents exceed their thresholds, (tokens, latents), at every comparison that is made."""
+    yield sae.encode(x) > 0
+    if isinstance(sae, RefinedSAE):
+        yield sae.first_pass(sae.process_sae_in(x)) > 0
+        for width in widths:  # elsewhere a level's latents fire as they do in the whole
+            yield MatryoshkaSAE(sae, widths).truncate(width).encode(x) > 0
 
 
 def _reload(folder: Path) -> dict[str, float | str]:
@@ -157,7 +171,7 @@ def _reload(folder: Path) -> dict[str, float | str]:
     answer = folder / "answer.json"
     if not answer.is_file():
         raise BrokenRepoError(
-            f"The check with stock SAELens ended with code {done.returncode}, nothing was uploaded. "
+            f"The check with SAELens ended with code {done.returncode}, nothing was uploaded. "
             f"It printed: {done.stdout[-2000:]}"
         )
     return json.loads(answer.read_text())
@@ -167,11 +181,9 @@ def _judge(answer: dict[str, float | str], sae_ids: list[str]) -> None:
     for sae_id in sae_ids:
         error = answer[sae_id]
         if isinstance(error, str):
-            raise BrokenRepoError(
-                f"Stock SAELens cannot load {sae_id!r}: {error}. Nothing was uploaded."
-            )
+            raise BrokenRepoError(f"SAELens cannot load {sae_id!r}: {error}. Nothing was uploaded.")
         if not error <= TOLERANCE:  # NaN too
             raise BrokenRepoError(
-                f"{sae_id!r}, reloaded by stock SAELens, differs from the original by {error:.1e} of "
+                f"{sae_id!r}, reloaded by SAELens, differs from the original by {error:.1e} of "
                 f"the output ({TOLERANCE:.0e} is allowed). Nothing was uploaded."
             )

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from bench_helpers import HOOK, WIDTHS, random_sae, rescaled
+from bench_helpers import HOOK, WIDTHS, random_sae, refined_sae, rescaled
 from safetensors.torch import load_file, save_file
 
 from sae_lens_matryoshka.bench import BenchReport, checked_config, run
@@ -473,6 +473,21 @@ def test_a_wrong_hook_and_a_wrong_size_stop_the_suite(settings: dict[str, Any], 
     settings["saes"] = [{"name": "a", "folder": str(tmp_path / "wide")}]
     with pytest.raises(ConfigError, match="has 256 numbers per token, but SAE 'a' reads 100"):
         run(settings, verbose=False)
+
+
+@pytest.mark.slow
+def test_an_sae_of_this_packages_own_architecture(data_folder: Path, tmp_path: Path):
+    """By the command, so that neither it nor its workers know the architecture without being told."""
+    chosen = {name: EVALS[name] for name in ("core", "sparse_probing")}
+    settings = base(tmp_path, data_folder, {"refined": refined_sae()}, evals=chosen)
+    (tmp_path / "bench.yaml").write_text(json.dumps(settings))
+    arguments = ["sae-lens-matryoshka", "bench", str(tmp_path / "bench.yaml")]
+    code = f"import sys; sys.argv = {arguments!r}\nfrom sae_lens_matryoshka.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    measured = {(row["level"], row["metric"]) for row in rows(tmp_path / "out")}
+    assert {level for level, _ in measured} == {"0", "1", "2"}
+    assert ("0", "sae_top_5_test_accuracy") in measured
 
 
 def cut_to(tensor: torch.Tensor, size: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ def problem(**options) -> Problem:
     return Problem.random(**options, widths=[100, 1000, 4096]).to("cuda")
 
 
-@pytest.mark.parametrize("activation", ["batchtopk", "topk", "relu"])
+@pytest.mark.parametrize("activation", ["batchtopk", "topk", "relu", "refined"])
 class TestStep:
     def test_float32(self, activation):
         sparse, dense = (problem().step(path, activation) for path in ("sparse", "dense"))
@@ -54,11 +54,10 @@ def test_the_certificate_holds_where_partial_sums_are_added():
     assert (bounds >= exact.bfloat16()).all()
 
 
-def test_screening_selects_what_float32_selects():
+@pytest.mark.parametrize("activation", ["batchtopk", "refined"])
+def test_screening_selects_what_float32_selects(activation):
     memory, given = engine.Engine(), problem()
     assert screening.pays(given.encoder)
-    with engine.using("sparse"):
-        for _ in range(2):  # the first one learns where to cut
-            code = memory.batch_top_k(given.encoder, given.k)
-    assert code is not None
-    torch.testing.assert_close(code.tensors()[0].to_dense(), given.dense_code().acts)
+    given.sparse_code(activation, memory)  # learns where to cut
+    code = given.sparse_code(activation, memory)
+    torch.testing.assert_close(code.tensors()[0].to_dense(), given.dense_code(activation).acts)

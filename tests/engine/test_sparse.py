@@ -4,10 +4,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from engine_problems import Problem, assert_same_numbers, problems
+from engine_problems import LargestTensor, Problem, assert_same_numbers, problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_lens_matryoshka import engine
 from sae_lens_matryoshka.engine import selection
@@ -42,6 +41,14 @@ class TestAgainstDense:
             # no further from the exact numbers than bfloat16's dense path is, give or take its eps
             errors = [(out[name].float() - high[name]).norm() for out in (sparse, dense)]
             assert errors[0] <= 1.5 * errors[1] + 2**-7 * high[name].norm(), name
+
+    def test_bfloat16_sums_of_squares_do_not_stop_growing(self, activation):
+        problem = Problem.random(batch=2048, d_in=4, d_sae=6, k=5, widths=[6])
+        low, exact = problem.to(torch.bfloat16), problem.step("dense", activation)["square_sums"]
+        for path in ("sparse", "dense"):
+            torch.testing.assert_close(
+                low.step(path, activation)["square_sums"], exact, rtol=0.05, atol=1.0
+            )
 
     def test_non_contiguous_inputs(self, activation):
         problem = Problem.random(batch=8, d_in=6, d_sae=30, k=2, widths=[10, 30])
@@ -201,23 +208,7 @@ class TestAbove:
         assert selection.count_positive(problem.encoder) == (hidden_pre > 0).sum()
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that any operation returned."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
-                storage = tensor.untyped_storage().nbytes() // tensor.element_size()
-                self.numel = max(self.numel, storage)
-        return result
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, "refined"])
 def test_never_holds_a_batch_of_all_latents_nor_one_of_k_rows(monkeypatch, activation):
     monkeypatch.setattr(selection, "BLOCK_ELEMENTS", 2**12)
     problem = Problem.random(batch=128, d_in=16, d_sae=1024, k=16, widths=[256, 1024])

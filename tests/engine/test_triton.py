@@ -114,7 +114,7 @@ def taken_over(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("taken_over")
-@pytest.mark.parametrize("activation", ["batchtopk", "topk", "relu"])
+@pytest.mark.parametrize("activation", ["batchtopk", "topk", "relu", "refined"])
 class TestStep:
     def test_every_output_and_gradient(self, activation):
         problem = Problem.random(batch=33, d_in=37, d_sae=90, k=5, widths=[7, 30, 90]).to(DEVICE)

@@ -26,6 +26,15 @@ ARMS: dict[str, Any] = {
     },
     "jumprelu": {"architecture": "jumprelu", "l0_warm_up_steps": 4},
     "ours": {"matryoshka_widths": [4, 16], "aux_loss": "per_level"},
+    "best": {
+        "matryoshka_widths": [4, 8, 16],
+        "detach_inner_levels": True,
+        "latent_order": "frequency",
+        "k_start": 6,
+        "k_anneal_steps": 4,
+        "resample_every": 4,
+        "training": {"dead_feature_window": 3},
+    },
     "random": {"prefix_sampling": "random"},  # which depend on the step's number
 }
 

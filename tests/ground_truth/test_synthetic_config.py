@@ -125,11 +125,11 @@ def test_a_model_of_the_hub_is_left_to_saelens(tmp_path: Path):
 
 class TestRecipe:
     def test_fills_in_the_sae_and_its_trainer(self, tmp_path: Path):
-        arms = {"best": {"recipe": "best", "k_start": 3, "training": {"dead_feature_window": 7}}}
+        arms = {"best": {"recipe": "best", "k_start": 5, "training": {"dead_feature_window": 7}}}
         comparison = config(tmp_path, arms=arms)
         sae, trainer = comparison.sae_config("best", 16), comparison.trainer_config("best")
         assert isinstance(sae, MatryoshkaTrainingSAEConfig)
-        assert (sae.latent_order, sae.k_start) == ("frequency", 3)
+        assert (sae.latent_order, sae.k_start) == ("frequency", 5)
         steps = trainer.total_training_steps
         assert sae.k_anneal_steps == steps // 2
         assert (trainer.lr_decay_steps, trainer.dead_feature_window) == (steps // 3, 7)

@@ -17,7 +17,7 @@ def test_means_and_sample_standard_deviations():
     lines = tables({"flat": [ONE, other]}, None).splitlines()
     row = dict(zip(cells(lines[0]), cells(lines[2]), strict=True))
     assert row["SAE"] == "flat"
-    assert row["F1 ↑"] == "0.6000 ± 0.1414"
+    assert row["F1 ↑"] == "0.600 ± 0.141"
     assert row["dead latents, % ↓"] == "25.00 ± 17.68"
     assert row["of parents"] == "10.5 ± 0.7"
     assert row["L0"] == "4.90 ± 0.00"
@@ -27,22 +27,23 @@ def test_means_and_sample_standard_deviations():
 def test_one_seed_and_no_absorption_rate():
     lines = tables({"flat": [replace(ONE, absorption=None)]}, None).splitlines()
     row = dict(zip(cells(lines[0]), cells(lines[2]), strict=True))
-    assert row["F1 ↑"] == "0.5000"
+    assert row["F1 ↑"] == "0.500"
     assert row["absorption rate ↓"] == "n/a"
     assert lines[4].startswith("One seed.")
 
 
 def test_differences_are_paired_over_seeds():
-    base = [replace(ONE, f1=f1) for f1 in (0.1, 0.3)]
-    ours = [replace(ONE, f1=f1) for f1 in (0.2, 0.5)]
+    base = [replace(ONE, f1=f1, f1_in_training=f1) for f1 in (0.1, 0.3)]
+    ours = [replace(ONE, f1=f1, f1_in_training=f1 + 0.1) for f1 in (0.2, 0.5)]
     lines = tables({"base": base, "ours": ours}, "base").splitlines()
     start = next(i for i, line in enumerate(lines) if "less base" in line)
     assert len(lines) == start + 5  # one row and a note
-    name, f1, in_sd, mcc, mcc_in_sd = cells(lines[start + 2])
-    assert (name, f1) == ("ours", "+0.1500 ± 0.0707")
+    name, f1, in_sd, mcc, mcc_in_sd, trained_f1, _ = cells(lines[start + 2])
+    assert (name, f1) == ("ours", "+0.150 ± 0.071")
+    assert trained_f1 == "+0.250 ± 0.071"
     # standard deviations .1414 and .2121, pooled .1803
     assert in_sd == "+0.8"
-    assert (mcc, mcc_in_sd) == ("+0.0000 ± 0.0000", "n/a")
+    assert (mcc, mcc_in_sd) == ("+0.000 ± 0.000", "n/a")
 
 
 def test_a_baseline_alone_has_nothing_to_differ_from():

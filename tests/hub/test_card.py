@@ -138,6 +138,30 @@ class TestText:
         assert "Not for stock SAELens:** `a` needs the package `their_package`." in text
         assert 'SAE.from_pretrained("me/saes", "b")' in text
 
+    def test_an_sae_that_needs_this_package(self):
+        ours = entry("a", needs_package="sae_lens_matryoshka")
+        ours.cfg.update(architecture="matryoshka_refined", refinement_step=0.3)
+        text = card(ours).text
+        assert (
+            "Not for stock SAELens:** `a` needs the package `sae_lens_matryoshka`.\n"
+            "Call `import sae_lens_matryoshka` before `SAE.from_pretrained`, after "
+            "`pip install sae-lens-matryoshka`.\n"
+        ) in text
+        assert "With stock SAELens" not in text
+        loading = 'import sae_lens_matryoshka\nfrom sae_lens import SAE\n\nsae = SAE.from_pretrained("me/saes", "a")'
+        assert text.count(loading) == 1
+        assert "matryoshka.level(0)  # an SAE of the first 16 latents" in text
+        assert "- refinement_step: 0.3" in text
+
+    def test_one_example_per_needed_package(self):
+        others = [entry(sae_id, needs_package="theirs") for sae_id in ("b", "c")]
+        text = card(entry("a"), *others).text
+        assert (
+            'import theirs\nfrom sae_lens import SAE\n\nsae = SAE.from_pretrained("me/saes", "b")'
+            in text
+        )
+        assert text.count("import theirs") == 2 and "pip install" not in text
+
     @pytest.mark.parametrize("existing", ["", "# Mine\n", "---\nlicense: mit\n---\n# Mine\n"])
     def test_building_it_again_changes_nothing(self, existing):
         first = build_card("me/saes", [entry()], set(), existing or None, None)

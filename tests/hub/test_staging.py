@@ -70,6 +70,21 @@ class TestForms:
         assert staged.sae.cfg.normalize_activations == "none"
         torch.testing.assert_close(staged.sae.W_enc, inference_form(sae).W_enc)
 
+    def test_a_checkpoints_frequencies_follow_the_order_that_is_saved(self, tmp_path):
+        sae = training_sae(latent_order="frequency")
+        x = torch.randn(2000, 16)
+        sae.training_forward_pass(TrainStepInput(x, {}, None, 1, False))
+        sae.save_model(tmp_path)
+        fires = (sae.encode(x) > 0).float().mean(dim=0)  # as they are trained
+        save_file({"sparsity": fires.log10()}, tmp_path / "sparsity.safetensors")
+        staged = one(tmp_path)
+        assert staged.sparsity is not None
+        as_saved = (staged.sae.encode(x) > 0).float().mean(dim=0)
+        together = torch.corrcoef(torch.stack([10**staged.sparsity, as_saved]))[0, 1]
+        apart = torch.corrcoef(torch.stack([fires, as_saved]))[0, 1]
+        assert together > 0.95
+        assert apart < 0.8
+
     def test_statistics_that_are_missing(self, tmp_path):
         sae = training_sae(normalize_activations="expected_average_only_in")
         with pytest.raises(ValueError, match="statistics that are not in its weights"):

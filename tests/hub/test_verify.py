@@ -2,20 +2,23 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from bench_helpers import WIDTHS, random_sae
+from bench_helpers import WIDTHS, random_sae, refined_sae
 from sae_lens.registry import SAE_CLASS_REGISTRY
 from sae_lens.saes.sae import SAEMetadata
 
 from sae_lens_matryoshka import MatryoshkaSAE
-from sae_lens_matryoshka.hub import publish, reload
+from sae_lens_matryoshka.hub import BrokenRepoError, publish, reload
 from sae_lens_matryoshka.hub.staging import stage
 from sae_lens_matryoshka.hub.verify import expectations
+from sae_lens_matryoshka.refined_sae import RefinedSAE
+from sae_lens_matryoshka.sae import copy_of
 
 PLUGIN = '''
 """A package with an architecture of its own."""
@@ -63,6 +66,21 @@ def test_a_latent_at_its_threshold_is_left_to_nobodys_rounding():
     assert len(kept) > len(x) // 2
 
 
+@pytest.mark.parametrize("of_level", [False, True])
+def test_a_first_threshold_and_those_of_levels_are_left_to_nobodys_rounding(of_level: bool):
+    sae = refined_sae()
+    x = expectations(stage("a", sae, True, True), levels=True)["a"].x
+    level = MatryoshkaSAE(sae, WIDTHS).level(0) if of_level else sae
+    latent = int(level.encode(x)[50].argmax())
+    if of_level:
+        sae.threshold.data[latent] = level.encode(x)[50, latent]
+    else:
+        sae.start_threshold.data[latent] = sae.first_pass(sae.process_sae_in(x))[50, latent]
+    kept = expectations(stage("a", sae, True, True), levels=True)["a"].x
+    assert not (kept == x[50]).all(dim=-1).any()
+    assert len(kept) > len(x) // 2
+
+
 def test_the_given_sae_is_not_used():
     """It would keep the shape of what it saw first."""
     sae = random_sae(hook_name="blocks.1.attn.hook_z")
@@ -84,6 +102,59 @@ def test_the_script_imports_nothing_of_this_package():
     source = Path(reload.__file__).read_text()
     assert 'sys.modules["sae_lens_matryoshka"] = None' in source
     assert not re.search("(from|import) sae_lens_matryoshka", source)
+
+
+@pytest.mark.slow
+def test_a_refined_sae_with_its_levels(tmp_path: Path):
+    """Reloaded with this package; without it SAELens knows no such architecture."""
+    with pytest.raises(
+        ValueError, match="'matryoshka_refined' of sae_lens_matryoshka, which stock"
+    ):
+        publish({"a": refined_sae()}, "me/saes", dry_run=tmp_path / "out")
+    publish(
+        {"a": refined_sae(), "b": random_sae()},
+        "me/saes",
+        levels=False,
+        dry_run=tmp_path / "out",
+        allow_plugin_only=True,
+    )
+    publish(
+        {"c": refined_sae()},
+        "me/saes",
+        levels=True,
+        dry_run=tmp_path / "out",
+        allow_plugin_only=True,
+    )
+    x = torch.randn(20, 256)
+    opened = MatryoshkaSAE.from_pretrained(str(tmp_path / "out"), "c")
+    torch.testing.assert_close(opened.sae(x), refined_sae()(x))
+    level = MatryoshkaSAE.from_pretrained(str(tmp_path / "out"), "c/level_0_width_16")
+    torch.testing.assert_close(level.sae(x), opened.level(0)(x))
+    assert "`a` needs the package `sae_lens_matryoshka`" in (tmp_path / "out/README.md").read_text()
+    code = f"""
+import sys
+sys.modules["sae_lens_matryoshka"] = None
+from sae_lens import SAE
+SAE.load_from_disk({str(tmp_path / "out" / "a")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "KeyError: 'matryoshka_refined'"
+
+
+@pytest.mark.slow
+def test_a_refined_sae_that_loads_as_another_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save = RefinedSAE.save_model
+
+    def save_another(self: RefinedSAE, path: Any) -> Any:
+        another = copy_of(self)
+        another.start_threshold.data += 0.5
+        return save(another, path)
+
+    monkeypatch.setattr(RefinedSAE, "save_model", save_another)
+    with pytest.raises(BrokenRepoError, match="differs from the original"):
+        publish({"a": refined_sae()}, "me/saes", dry_run=tmp_path, allow_plugin_only=True)
 
 
 @pytest.mark.slow
