@@ -63,6 +63,11 @@ def draw_prefixes(d_sae: int, n_prefixes: int, power: float, seed: int) -> list[
     return [*sorted((inner + 1).tolist()), d_sae]
 
 
+def placed(per_latent: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """A value per latent, (d_sae,), by the places that prefixes count; order None: as they are."""
+    return per_latent if order is None else per_latent[order]
+
+
 def nested_squared_error(x: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
     """Squared error per level, summed over dimensions and averaged over the batch.
 

@@ -15,6 +15,9 @@ from sae_lens_matryoshka.engine import Encoder, RefinedPass, selection
 # Enough tokens that the sampling error of the mean L0 stays well below 2 %.
 N_CALIBRATION_TOKENS = 32_768
 
+# Share of the newest batch in the running threshold that is logged and kept in checkpoints.
+NEWEST_SHARE = 0.1
+
 
 class RecentActivations:
     """The last activations that an SAE was trained on, kept to calibrate its threshold at save."""
@@ -40,6 +43,14 @@ class RecentActivations:
     def batches(self) -> Sequence[torch.Tensor]:
         """What is kept, (tokens, d_in) each, oldest first."""
         return tuple(self._batches)
+
+
+def follow_cut(running: torch.Tensor, smallest: torch.Tensor) -> None:
+    """Move a running threshold, a scalar, towards the smallest activation that a batch's top k kept."""
+    cut = smallest.double()
+    if cut < torch.inf:
+        old = running if running > 0 else cut
+        running.copy_(old + NEWEST_SHARE * (cut - old))
 
 
 def cut_for_count(encoders: Iterable[Encoder | RefinedPass], count: int) -> float:

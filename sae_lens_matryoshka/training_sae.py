@@ -1,29 +1,22 @@
 """The Matryoshka SAE that SAELens's trainers drive: the objective of one training step."""
 
-from collections.abc import Callable
 from typing import cast
 
 import torch
 from sae_lens.saes.jumprelu_sae import Step
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
-from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 from sae_lens_matryoshka import engine, latent_order, objective, resampling
 from sae_lens_matryoshka.after_step import call_after_steps, trainer_of
+from sae_lens_matryoshka.auxiliary_loss import auxiliary_loss
 from sae_lens_matryoshka.engine.compiling import not_compiled
+from sae_lens_matryoshka.level_metrics import Metrics, level_metrics
 from sae_lens_matryoshka.stock_form import SavedAsStockSAE
+from sae_lens_matryoshka.threshold import follow_cut
 
 # Share by which the L1 weight moves per step towards target_l0 (the authors' code).
 L1_CONTROLLER_RATE = 3e-4
-
-# Share of the newest batch in the running threshold that is logged and kept in checkpoints.
-THRESHOLD_RATE = 0.1
-
-# Largest (tokens, dead latents) block of the auxiliary loss: 256 MiB in float32.
-MAX_AUX_ELEMENTS = 2**26
-
-Metrics = dict[str, torch.Tensor | float | int | Callable[[], torch.Tensor | float | int]]
 
 
 class MatryoshkaTrainingSAE(SavedAsStockSAE):
@@ -107,9 +100,8 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
 
         metrics = self._threshold_metrics()
         if reported:
-            metrics |= self._level_metrics(
-                step_input, code, _select(recons, widths, reported), order
-            )
+            levels = _select(recons, widths, reported)
+            metrics |= level_metrics(step_input, reported, levels, code.firing_counts, order)
         return TrainStepOutput(
             sae_in=x,
             sae_out=nested[-1],
@@ -155,9 +147,9 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
                 self.latent_scores, cfg.latent_order, code, len(step_input.sae_in), norms
             )
         if cfg.activation == "batchtopk":
-            _follow_cut(self.topk_threshold, code)
+            follow_cut(self.topk_threshold, code.smallest_active())
         if code.first_pass is not None:
-            _follow_cut(self.start_topk_threshold, code.first_pass)
+            follow_cut(self.start_topk_threshold, code.first_pass.smallest_active())
         if cfg.activation == "relu" and cfg.target_l0 is not None:
             if step_input.coefficients["l1"] < cast(float, cfg.l1_coefficient):
                 return  # still warming up: L0 says nothing about the final weight yet
@@ -233,61 +225,11 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         encoder: engine.Encoder,
         order: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
-        cfg = self.cfg
-        if cfg.aux_loss == "none":
+        if self.cfg.aux_loss == "none":
             return {}
         recons = sae_out if sae_out.dim() == 3 else sae_out[None]
-        dead = step_input.dead_neuron_mask
-        loss = sae_out.new_tensor(0.0)
-        if dead is not None and dead.any():
-            scale = objective.row_scale(step_input.sae_in, cfg.normalize_activations)
-            if cfg.aux_loss == "global":
-                groups = [(0, cfg.d_sae, recons[-1])]
-            else:
-                groups = zip([0, *cfg.widths[:-1]], cfg.widths, recons, strict=True)
-            if order is None:
-                order = torch.arange(cfg.d_sae, device=dead.device)
-            for lo, hi, reconstruction in groups:
-                group = order[lo:hi][dead[order[lo:hi]]]  # (dead,)
-                if len(group):
-                    residual = step_input.sae_in - reconstruction
-                    loss = loss + self._dead_latent_loss(encoder, group, residual, scale)
-        coefficient = 1.0 if cfg.aux_loss_coefficient is None else cfg.aux_loss_coefficient
-        return {"auxiliary_reconstruction_loss": coefficient * loss}
-
-    @not_compiled
-    def _dead_latent_loss(
-        self,
-        encoder: engine.Encoder,
-        dead: torch.Tensor,
-        residual: torch.Tensor,
-        scale: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """How well the dead latents, given by index, reconstruct the residual, (batch, d_in)."""
-        W_enc, b_enc, W_dec = encoder.W_enc[:, dead], encoder.b_enc[dead], self.W_dec[dead]
-        norm = None if encoder.norm is None else encoder.norm[dead]
-        k_aux = self.cfg.k_aux or max(1, self.cfg.d_in // 2)
-
-        def loss_of(rows: slice) -> torch.Tensor:
-            return objective.dead_latent_loss(
-                encoder.x[rows] @ W_enc + b_enc,
-                W_dec,
-                residual[rows],
-                k_aux,
-                norm,
-                None if scale is None else scale[rows],
-            )
-
-        # where most of a wide dictionary is dead, (batch, dead) would not fit into memory
-        size = max(1, MAX_AUX_ELEMENTS // len(dead))
-        if size >= len(residual):
-            return loss_of(slice(None))
-        losses = [
-            checkpoint(loss_of, slice(lo, lo + size), use_reentrant=False)
-            * (min(size, len(residual) - lo) / len(residual))
-            for lo in range(0, len(residual), size)
-        ]
-        return torch.stack(losses).sum()
+        loss = auxiliary_loss(self.cfg, step_input, recons, encoder, self.W_dec, order)
+        return {"auxiliary_reconstruction_loss": loss}
 
     def _sparsity_loss(
         self,
@@ -303,7 +245,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             if cfg.target_l0 is not None:
                 coefficient = coefficient * self.l1_scale.item()
             sums = code.latent_sums() * objective.row_norms(self.W_dec)  # (d_sae,)
-            l1 = objective.nested_l1(_placed(sums, order), prefixes, weights)
+            l1 = objective.nested_l1(objective.placed(sums, order), prefixes, weights)
             l1 = l1 / len(step_input.sae_in)
             return {"l1_loss": coefficient * l1}
         if cfg.activation == "jumprelu":
@@ -330,41 +272,6 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         if self.cfg.activation == "jumprelu":
             return {"mean_threshold": lambda: self.threshold.detach().mean()}
         return {}
-
-    @not_compiled
-    @torch.no_grad()
-    def _level_metrics(
-        self,
-        step_input: TrainStepInput,
-        code: engine.Code,
-        recons: torch.Tensor,
-        order: torch.Tensor | None,
-    ) -> Metrics:
-        fired = _placed(code.firing_counts, order)  # (d_sae,)
-        dead = step_input.dead_neuron_mask
-        fvu = objective.fraction_of_variance_unexplained(step_input.sae_in, recons)
-        metrics: Metrics = {}
-        for level, width in enumerate(self.cfg.widths):
-            name = f"level_{level}_width_{width}"
-            metrics[f"{name}/fvu"] = fvu[level]
-            metrics[f"{name}/l0"] = fired[:width].sum() / len(step_input.sae_in)
-            metrics[f"{name}/active"] = (fired[:width] > 0).float().mean()
-            if dead is not None:
-                metrics[f"{name}/dead"] = _placed(dead, order)[:width].sum()
-        return metrics
-
-
-def _follow_cut(threshold: torch.Tensor, code: engine.Code) -> None:
-    """Move a running threshold towards what this batch's top k was cut at."""
-    smallest = code.smallest_active().double()
-    if smallest < torch.inf:
-        old = threshold if threshold > 0 else smallest
-        threshold.copy_(old + THRESHOLD_RATE * (smallest - old))
-
-
-def _placed(per_latent: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
-    """A value per latent, (d_sae,), by the places that prefixes count."""
-    return per_latent if order is None else per_latent[order]
 
 
 def _select(recons: torch.Tensor, widths: list[int], wanted: list[int]) -> torch.Tensor:
