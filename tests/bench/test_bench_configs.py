@@ -13,7 +13,12 @@ from sae_lens_matryoshka.bench.plan import check_evals
 from sae_lens_matryoshka.config_file import read_mapping
 
 FOLDER = Path(__file__).parents[2] / "bench_configs"
-OTHER_KINDS = ("toy_tree", "synthetic_mini", "synthetic_16k")  # tests/ground_truth
+OTHER_KINDS = (
+    "toy_tree",
+    "synthetic_mini",
+    "synthetic_medium",
+    "synthetic_16k",
+)  # tests/ground_truth
 NAMES = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {*OTHER_KINDS})
 
 
