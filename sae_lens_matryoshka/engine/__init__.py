@@ -12,10 +12,11 @@ from typing import Literal
 import torch
 
 from sae_lens_matryoshka.engine import kernels, refinement, screening, selection, sparse
+from sae_lens_matryoshka.engine.bias import shifted_bias
 from sae_lens_matryoshka.engine.dense import DenseCode, batch_top_k, nested_decode, token_top_k
 from sae_lens_matryoshka.engine.refinement import RefinedPass, refined, residual_of
 from sae_lens_matryoshka.engine.selection import Encoder, Entries
-from sae_lens_matryoshka.engine.sparse import SparseCode, shifted_bias
+from sae_lens_matryoshka.engine.sparse import SparseCode
 
 __all__ = [
     "Code",
