@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runner_helpers import CONTEXT, HOOK, TinyModel, options, token_dataset
+from runner_helpers import HOOK, TinyModel, multi_sae_runner, options, token_dataset
 from sae_lens import (
     LanguageModelSAETrainingRunner,
-    MultiSAETrainingRunner,
-    MultiSAETrainingRunnerConfig,
     TrainingSAE,
 )
 from sae_lens.config import LoggingConfig
@@ -73,25 +71,7 @@ def runner_of(runner_class: type[LanguageModelSAETrainingRunner]) -> Callable[..
 
 def multi_sae(cfg: MatryoshkaTrainingSAEConfig, folder: Path, steps: int, **changes: Any) -> Run:
     data = {"dead_feature_window": 1000, "feature_sampling_window": 2000, "lr": 3e-3, **changes}
-    runner = MultiSAETrainingRunner(
-        MultiSAETrainingRunnerConfig(
-            saes={"one": cfg, "two": cfg},
-            hook_names=HOOK,
-            model_name="tiny",
-            context_size=CONTEXT,
-            training_tokens=steps * 32,
-            train_batch_size_tokens=32,
-            n_batches_in_buffer=16,
-            store_batch_size_prompts=5,
-            prepend_bos=False,
-            logger=LoggingConfig(log_to_wandb=False),
-            checkpoint_path=None,
-            output_path=str(folder),
-            **data,
-        ),
-        override_model=TinyModel(),
-        override_dataset=token_dataset(),
-    )
+    runner = multi_sae_runner(folder, {"one": cfg, "two": cfg}, steps, **data)
     sae = runner.saes["two"]
     found = watch(sae)
     runner.run()
@@ -122,8 +102,9 @@ def watch(sae: TrainingSAE[Any]) -> list[SAETrainer[Any, Any]]:
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if not found:
-            things = gc.get_objects()
-            found.extend(t for t in things if isinstance(t, SAETrainer) and t.sae is sae)
+            # type(), since a dead weak proxy in this process answers isinstance with an error
+            living = (thing for thing in gc.get_objects() if issubclass(type(thing), SAETrainer))
+            found.extend(trainer for trainer in living if trainer.sae is sae)
         return forward(*args, **kwargs)
 
     sae.training_forward_pass = wrapped
