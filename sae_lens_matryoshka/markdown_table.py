@@ -1,6 +1,7 @@
 """Tables in Markdown, aligned for those who read the source; the words that they share."""
 
 from collections.abc import Sequence
+from statistics import mean, stdev
 
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 
@@ -36,6 +37,18 @@ def level_label(index: int, n_levels: int) -> str:
         return "-"
     ends = {0: f"{index} (innermost)", n_levels - 1: f"{index} (outermost)"}
     return ends.get(index, str(index))
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """
+    Mean and sample standard deviation, or one value alone.
+
+    Args:
+        values: At least one.
+        form: As format() takes it; the deviation gets no sign.
+    """
+    text = f"{mean(values):{form}}"
+    return text if len(values) == 1 else f"{text} ± {stdev(values):{form.lstrip('+')}}"
 
 
 def with_arrow(label: str, better: str | None) -> str:

@@ -82,16 +82,12 @@ def nested_squared_error(x: torch.Tensor, reconstructions: torch.Tensor) -> torc
 
 
 def nested_error(
-    x: torch.Tensor,
-    reconstructions: torch.Tensor,
-    tilt: float | None = None,
-    snapped: bool = False,
+    errors: torch.Tensor, tilt: float | None = None, snapped: bool = False
 ) -> torch.Tensor:
     """The error that a level is asked to make small: the squared one, unless options change it.
 
     Args:
-        x: Activations, (batch, d_in).
-        reconstructions: Every level's reconstruction, (levels, batch, d_in).
+        errors: As token_squared_errors gives them, (levels, batch).
         tilt: Weigh each token by softmax(tilt * its error / mean error), or None for equal weights:
             the gradient of the tilted risk log(mean(exp(tilt * error))) / tilt with errors in units
             of their mean (TERM, Li et al., arXiv 2007.01162).
@@ -101,7 +97,6 @@ def nested_error(
     Returns:
         (levels,)
     """
-    errors = token_squared_errors(x, reconstructions)  # (levels, batch)
     if snapped:
         errors = errors.clamp(min=torch.finfo(errors.dtype).tiny).sqrt()
     if tilt is None:

@@ -90,7 +90,8 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         nested = _select(recons, widths, prefixes)
 
         snapped = cfg.snap_after_steps is not None and step >= cfg.snap_after_steps
-        errors = objective.nested_error(x, nested, cfg.tilt, snapped)  # (prefixes,)
+        squared_errors = objective.token_squared_errors(x, nested)  # (prefixes, batch)
+        errors = objective.nested_error(squared_errors, cfg.tilt, snapped)  # (prefixes,)
         losses = self._sparsity_loss(step_input, code, prefixes, weights, order)
         losses |= self._aux_loss(step_input, nested, encoder, order)
         loss = (errors * errors.new_tensor(weights)).sum() + sum(losses.values())
@@ -108,7 +109,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             feature_acts=feature_acts,
             hidden_pre=hidden_pre,
             loss=loss,
-            losses={**self._named_errors(x, nested, errors, prefixes), **losses},
+            losses={**self._named_errors(squared_errors, prefixes), **losses},
             metrics=metrics,
         )
 
@@ -256,11 +257,10 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         return {}
 
     def _named_errors(
-        self, x: torch.Tensor, nested: torch.Tensor, errors: torch.Tensor, prefixes: list[int]
+        self, squared_errors: torch.Tensor, prefixes: list[int]
     ) -> dict[str, torch.Tensor]:
         """Squared errors under SAELens's names; random prefixes share one, since they vary."""
-        if self.cfg.tilt is not None or self.cfg.snap_after_steps is not None:
-            errors = objective.nested_squared_error(x, nested.detach())
+        errors = squared_errors.mean(dim=-1)  # (prefixes,)
         inner = {f"inner_mse_loss_{width}": error for width, error in zip(prefixes[:-1], errors)}
         if self.cfg.prefix_sampling == "random":
             inner = {"inner_mse_loss": errors[:-1].sum()}

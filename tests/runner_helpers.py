@@ -4,14 +4,19 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Array2D, Dataset, Features
-from sae_lens import LoggingConfig
+from sae_lens import (
+    LoggingConfig,
+    MultiSAETrainingRunner,
+    MultiSAETrainingRunnerConfig,
+    TrainingSAEConfig,
+)
 from safetensors.torch import load_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
@@ -131,6 +136,28 @@ def make_runner(
     cfg = LanguageModelSAERunnerConfig(**options(folder, **changes))
     dataset = token_dataset() if dataset is None else dataset
     return runner_class(cfg, override_model=TinyModel(), override_dataset=dataset)
+
+
+def multi_sae_runner(
+    folder: Path, saes: Mapping[str, TrainingSAEConfig], steps: int, **changes: Any
+) -> MultiSAETrainingRunner:
+    """SAELens's runner for several SAEs at once, on what make_runner's trains on."""
+    cfg = MultiSAETrainingRunnerConfig(
+        saes=saes,
+        hook_names=HOOK,
+        model_name="tiny",
+        context_size=CONTEXT,
+        training_tokens=steps * 32,
+        train_batch_size_tokens=32,
+        n_batches_in_buffer=16,
+        store_batch_size_prompts=5,
+        prepend_bos=False,
+        logger=LoggingConfig(log_to_wandb=False),
+        checkpoint_path=None,
+        output_path=str(folder),
+        **changes,
+    )
+    return MultiSAETrainingRunner(cfg, override_model=TinyModel(), override_dataset=token_dataset())
 
 
 def call_at_step(runner: MatryoshkaSAETrainingRunner, step: int, action: Any) -> None:

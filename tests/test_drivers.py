@@ -10,9 +10,8 @@ import pytest
 import torch
 import wandb
 from runner_helpers import (
-    CONTEXT,
-    HOOK,
     TinyModel,
+    multi_sae_runner,
     needs_compiler,
     options,
     tidy_process,  # noqa: F401  (a fixture of every test here)
@@ -21,8 +20,6 @@ from runner_helpers import (
 from sae_lens import (
     SAE,
     LanguageModelSAETrainingRunner,
-    MultiSAETrainingRunner,
-    MultiSAETrainingRunnerConfig,
     TrainingSAE,
 )
 from sae_lens.config import LoggingConfig, SAETrainerConfig
@@ -334,24 +331,11 @@ def test_several_k_in_one_pass(tmp_path):
 
 
 def test_multi_sae_runner(tmp_path):
-    cfg = MultiSAETrainingRunnerConfig(
-        saes={
-            f"k{k}": MatryoshkaTrainingSAEConfig(d_in=D_IN, d_sae=32, k=k, matryoshka_widths=[8])
-            for k in (1, 3)
-        },
-        hook_names=HOOK,
-        model_name="tiny",
-        context_size=CONTEXT,
-        training_tokens=640,
-        train_batch_size_tokens=32,
-        n_batches_in_buffer=16,
-        store_batch_size_prompts=5,
-        prepend_bos=False,
-        logger=LoggingConfig(log_to_wandb=False),
-        checkpoint_path=None,
-        output_path=str(tmp_path),
-    )
-    MultiSAETrainingRunner(cfg, override_model=TinyModel(), override_dataset=token_dataset()).run()
+    saes = {
+        f"k{k}": MatryoshkaTrainingSAEConfig(d_in=D_IN, d_sae=32, k=k, matryoshka_widths=[8])
+        for k in (1, 3)
+    }
+    multi_sae_runner(tmp_path, saes, steps=20).run()
     for k in (1, 3):
         opened = MatryoshkaSAE.load_from_disk(tmp_path / f"k{k}")
         assert opened.widths == (8, 32)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from sae_lens_matryoshka.ground_truth.synthetic_measures import Measures
-from sae_lens_matryoshka.markdown_table import pipe_table, with_arrow
+from sae_lens_matryoshka.markdown_table import pipe_table, spread, with_arrow
 
 Runs = Mapping[str, Sequence[Measures]]  # arm -> one per seed, in the same order for all
 
@@ -86,12 +86,7 @@ def _cell(column: _Column, of_arm: Sequence[Measures]) -> str:
     if None in values:
         return NOT_AVAILABLE
     scaled = [value * column.scale for value in values]
-    return _spread(scaled, f".{column.digits}f")
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    text = f"{mean(values):{form}}"
-    return text if len(values) == 1 else f"{text} ± {stdev(values):{form.lstrip('+')}}"
+    return spread(scaled, f".{column.digits}f")
 
 
 def _differences(runs: Runs, baseline: str, others: Sequence[str]) -> str:
@@ -105,7 +100,7 @@ def _differences(runs: Runs, baseline: str, others: Sequence[str]) -> str:
         for column in shown:
             ours, theirs = ([getattr(m, column.name) for m in runs[a]] for a in (arm, baseline))
             paired = [a - b for a, b in zip(ours, theirs, strict=True)]
-            row += [_spread(paired, f"+.{column.digits}f"), _over_pooled_sd(ours, theirs)]
+            row += [spread(paired, f"+.{column.digits}f"), _over_pooled_sd(ours, theirs)]
         rows.append(row)
     return pipe_table(header, rows, text_columns=1)
 

@@ -7,7 +7,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Annotated, Any, Literal, get_args
 
 import torch
@@ -19,7 +18,7 @@ from sae_lens_matryoshka.ground_truth.matching import match
 from sae_lens_matryoshka.ground_truth.toy_training import Arm, train
 from sae_lens_matryoshka.ground_truth.toy_tree import ToyTree
 from sae_lens_matryoshka.json_file import write_json
-from sae_lens_matryoshka.markdown_table import pipe_table
+from sae_lens_matryoshka.markdown_table import pipe_table, spread
 from sae_lens_matryoshka.schema import AbsolutePath, Strict
 
 TOKENS_FOR_L0 = 100_000
@@ -138,9 +137,9 @@ def table(results: Sequence[ToyResult]) -> str:
         rows.append(
             [
                 arm,
-                f"{_spread(counts, 1)} of 20",
+                f"{spread(counts, '.1f')} of 20",
                 *(
-                    _spread([getattr(result, name) for result in of_arm], 3)
+                    spread([getattr(result, name) for result in of_arm], ".3f")
                     for name in ("smallest", "mean", "elsewhere", "l0")
                 ),
             ]
@@ -150,11 +149,6 @@ def table(results: Sequence[ToyResult]) -> str:
     if seeds > 1:
         note = f"Mean ± sample standard deviation over {seeds} seeds; each is another tree."
     return f"{pipe_table(HEADER, rows, text_columns=1)}\n\n{note}\n"
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    text = f"{mean(values):.{digits}f}"
-    return text if len(values) == 1 else f"{text} ± {stdev(values):.{digits}f}"
 
 
 def _write(config: ToyTreeConfig, results: list[ToyResult]) -> None:
