@@ -100,7 +100,7 @@ def _new_folder(parent: Path, name: str) -> Path:
 
 def _flush(folder: Path) -> None:
     """Bring the files to the disk: a rename must not survive a power cut that their data does not."""
-    for file in folder.iterdir():
+    for file in filter(Path.is_file, folder.rglob("*")):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
 

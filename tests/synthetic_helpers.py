@@ -7,6 +7,7 @@ from typing import Any
 
 from sae_lens.synthetic import SyntheticModel
 
+from sae_lens_matryoshka.ground_truth.side_by_side import Tell
 from sae_lens_matryoshka.ground_truth.synth_sae_bench import MODELS
 from sae_lens_matryoshka.ground_truth.synthetic_config import SyntheticConfig
 
@@ -53,9 +54,11 @@ def config(folder: Path, **changes: Any) -> SyntheticConfig:
     return SyntheticConfig.model_validate(settings(folder, **changes))
 
 
-def one_after_another(
-    work: Callable[[Any, Callable[[], None]], None], tasks: Sequence[Any], *_: Any
-) -> None:
+def one_after_another(work: Callable[[Any, Tell], None], tasks: Sequence[Any], *_: Any) -> None:
     """In place of side_by_side: in this process."""
     for task in tasks:
-        work(task, lambda: None)
+        work(task, say_nothing)
+
+
+def say_nothing(steps: int = 1) -> None:
+    """In place of a progress bar."""

@@ -1,7 +1,8 @@
 """Several SAEs trained side by side on the same batches, each as SAELens alone would train it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +13,35 @@ from sae_lens.synthetic import SyntheticModel
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_matryoshka.ground_truth.own_randomness import OwnRandomness
+from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
 
 # Purposes of OwnRandomness.
 BATCHES, SAES, EVALUATION = 0, 1, 2
+
+# Of each SAE beside what its trainer saves, and of the batches.
+_SAE_FILENAME, _BATCHES_FILENAME = "sae.pt", "batches.pt"
+
+
+class Batches:
+    """
+    Training data of a seed, whatever else draws random numbers.
+
+    Args:
+        model: Draws them.
+        size: Of a batch.
+        seed: The seed.
+    """
+
+    def __init__(self, model: SyntheticModel, size: int, seed: int):
+        self.given = 0
+        self.randomness = OwnRandomness(BATCHES, seed)
+        self._model, self._size = model, size
+
+    def next(self) -> torch.Tensor:
+        """Another one, (batch, d_in)."""
+        self.given += 1
+        with self.randomness.active():
+            return self._model.sample(self._size)
 
 
 class Pupil:
@@ -52,43 +79,88 @@ class Pupil:
         self._trainer.set_final_sae_metadata()
         return self.sae
 
+    def save(self, folder: Path) -> None:
+        """Write all that the next step depends on."""
+        self._trainer.save_trainer_state(folder)
+        recent: list[torch.Tensor] = []
+        if isinstance(self.sae, MatryoshkaTrainingSAE):
+            recent = list(self.sae.recent_activations.batches())
+        state = {
+            "weights": self.sae.state_dict(),
+            "recent_activations": recent,
+            "randomness": self._randomness.state,
+        }
+        torch.save(state, folder / _SAE_FILENAME)
 
-def batches(model: SyntheticModel, size: int, count: int, seed: int) -> Iterator[torch.Tensor]:
-    """Training data of a seed, (batch, d_in) at a time, whatever else draws random numbers."""
-    randomness = OwnRandomness(BATCHES, seed)
-    for _ in range(count):
-        with randomness.active():
-            batch = model.sample(size)
-        yield batch
+    def load(self, folder: Path) -> None:
+        """Go on from what save wrote."""
+        self._trainer.load_trainer_state(folder)
+        state = torch.load(folder / _SAE_FILENAME, weights_only=True)
+        self.sae.load_state_dict(state["weights"])
+        if isinstance(self.sae, MatryoshkaTrainingSAE):
+            for batch in state["recent_activations"]:
+                self.sae.recent_activations.add(batch)
+        self._randomness.state = state["randomness"]
 
 
-def train(
-    pupils: Mapping[str, Pupil], data: Iterator[torch.Tensor], tell: Callable[[], None]
-) -> dict[str, TrainingSAE[Any]]:
+class Lockstep:
     """
-    Train all of them.
+    SAEs that are trained on the same batches.
 
     Args:
         pupils: By name.
-        data: Batches; each is drawn once and given to all.
-        tell: Called after each batch.
-
-    Returns:
-        The trained SAEs, by name.
-
-    Raises:
-        ValueError: One of them cannot be trained; says which.
+        batches: Each is drawn once and given to all.
     """
-    for batch in data:
-        for name, pupil in pupils.items():
+
+    def __init__(self, pupils: Mapping[str, Pupil], batches: Batches):
+        self._pupils, self._batches = pupils, batches
+
+    @property
+    def steps(self) -> int:
+        """How many are done."""
+        return self._batches.given
+
+    def step(self) -> None:
+        """
+        Train all of them on one batch.
+
+        Raises:
+            ValueError: One of them cannot be trained; says which.
+        """
+        batch = self._batches.next()
+        for name, pupil in self._pupils.items():
             with _named(name):
                 pupil.step(batch)
-        tell()
-    trained: dict[str, TrainingSAE[Any]] = {}
-    for name, pupil in pupils.items():
-        with _named(name):
-            trained[name] = pupil.finish()
-    return trained
+
+    def finish(self) -> dict[str, TrainingSAE[Any]]:
+        """
+        End training.
+
+        Returns:
+            The trained SAEs, by name.
+
+        Raises:
+            ValueError: The weights of one of them are not finite; says which.
+        """
+        trained: dict[str, TrainingSAE[Any]] = {}
+        for name, pupil in self._pupils.items():
+            with _named(name):
+                trained[name] = pupil.finish()
+        return trained
+
+    def save(self, folder: Path) -> None:
+        """Write all that the next step depends on, a folder for each SAE."""
+        for name, pupil in self._pupils.items():
+            pupil.save(folder / name)
+        state = {"given": self._batches.given, "randomness": self._batches.randomness.state}
+        torch.save(state, folder / _BATCHES_FILENAME)
+
+    def load(self, folder: Path) -> None:
+        """Go on from what save wrote, of SAEs and data of the same configuration."""
+        for name, pupil in self._pupils.items():
+            pupil.load(folder / name)
+        state = torch.load(folder / _BATCHES_FILENAME, weights_only=True)
+        self._batches.given, self._batches.randomness.state = state["given"], state["randomness"]
 
 
 @contextmanager

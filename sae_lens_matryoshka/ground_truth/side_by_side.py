@@ -9,14 +9,19 @@ from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
 
 Task = TypeVar("Task")
-Tell = Callable[[], None]
 SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class Tell(Protocol):
+    """To be called after each step, or with how many were done before."""
+
+    def __call__(self, steps: int = 1) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def side_by_side(
     Do all tasks.
 
     Args:
-        work: Does one; a function of a module. It calls its second argument after each step.
+        work: Does one; a function of a module. It calls its second argument after each step (see Tell).
         tasks: Can be pickled.
         n_processes: How many at a time. More than one: each computes in a single thread.
         n_steps: Of all tasks together, for the progress bar.

@@ -1,25 +1,28 @@
 """`kind: synthetic`: SAEs on SynthSAEBench's models, where every true feature is known."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import sae_lens
 import torch
+from sae_lens import TrainingSAE
+from sae_lens.synthetic import SyntheticModel
 from tqdm import tqdm
 
 import sae_lens_matryoshka
 from sae_lens_matryoshka.checkpoint import whole_files
 from sae_lens_matryoshka.ground_truth import lockstep
 from sae_lens_matryoshka.ground_truth.own_randomness import OwnRandomness
-from sae_lens_matryoshka.ground_truth.side_by_side import side_by_side
+from sae_lens_matryoshka.ground_truth.side_by_side import Tell, side_by_side
 from sae_lens_matryoshka.ground_truth.stored_draw import StoredDraw
 from sae_lens_matryoshka.ground_truth.synth_sae_bench import load_model, save_model
 from sae_lens_matryoshka.ground_truth.synthetic_config import SyntheticConfig
 from sae_lens_matryoshka.ground_truth.synthetic_measures import Judge, Measures
 from sae_lens_matryoshka.ground_truth.synthetic_table import tables
+from sae_lens_matryoshka.ground_truth.unfinished import Unfinished
 from sae_lens_matryoshka.json_file import write_json
 
 # What a number may depend on beside the configuration.
@@ -69,7 +72,7 @@ def run(config: SyntheticConfig, verbose: bool = True) -> tuple[list[Run], str]:
     Train every arm for every seed, all arms of a seed on the same batches, and compare.
 
     What is finished is kept in the output folder: called again, only what is missing or configured otherwise
-    is trained.
+    is trained. Every ten minutes what is being trained is kept, too, and goes on from there.
 
     Args:
         config: The comparison.
@@ -92,7 +95,7 @@ def run(config: SyntheticConfig, verbose: bool = True) -> tuple[list[Run], str]:
     return runs, text
 
 
-def train_seed(task: SeedTask, tell: Callable[[], None]) -> None:
+def train_seed(task: SeedTask, tell: Tell) -> None:
     """
     Train, save and measure the SAEs of one seed, and keep the results.
 
@@ -103,14 +106,7 @@ def train_seed(task: SeedTask, tell: Callable[[], None]) -> None:
     sae_lens_matryoshka.register()  # a new process has not done so
     config, seed = task.config, task.seed
     model = load_model(_model_folder(config))
-    pupils = {
-        arm: lockstep.Pupil(
-            config.sae_config(arm, model.cfg.hidden_dim), config.trainer_config(arm), seed
-        )
-        for arm in task.arms
-    }
-    data = lockstep.batches(model, config.batch_size, config.n_steps, seed)
-    trained = lockstep.train(pupils, data, tell)
+    trained = _train(task, model, tell)
     with OwnRandomness(lockstep.EVALUATION).active():
         draw = StoredDraw(model, config.eval_samples, config.batch_size)
     judge = Judge(model, draw, config.batch_size)
@@ -124,6 +120,32 @@ def train_seed(task: SeedTask, tell: Callable[[], None]) -> None:
             "configuration": _configuration(config, arm, seed, task.model_hash),
         }
         write_json(_run_file(config, arm, seed), content)
+    _unfinished(task).remove()
+
+
+def _train(task: SeedTask, model: SyntheticModel, tell: Tell) -> dict[str, TrainingSAE[Any]]:
+    config, seed = task.config, task.seed
+    pupils = {
+        arm: lockstep.Pupil(
+            config.sae_config(arm, model.cfg.hidden_dim), config.trainer_config(arm), seed
+        )
+        for arm in task.arms
+    }
+    training = lockstep.Lockstep(pupils, lockstep.Batches(model, config.batch_size, seed))
+    unfinished = _unfinished(task)
+    unfinished.resume(training)
+    tell(training.steps)
+    while training.steps < config.n_steps:
+        training.step()
+        tell()
+        unfinished.save_when_due(training)
+    return training.finish()
+
+
+def _unfinished(task: SeedTask) -> Unfinished:
+    config, seed = task.config, task.seed
+    wanted = {arm: _configuration(config, arm, seed, task.model_hash) for arm in task.arms}
+    return Unfinished(config.output / "unfinished" / f"seed_{seed}", wanted)
 
 
 # ---- what is finished

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from sae_lens import LoggingConfig, TrainingSAE
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from sae_lens.synthetic import SyntheticModel, SyntheticSAERunner, SyntheticSAERunnerConfig
+from safetensors.torch import load_file
 from synthetic_helpers import TINY, config
 
 from sae_lens_matryoshka.ground_truth import lockstep
@@ -59,9 +61,21 @@ def new_pupil(comparison: SyntheticConfig, arm: str) -> lockstep.Pupil:
 def trained(
     comparison: SyntheticConfig, model: SyntheticModel, arms: list[str]
 ) -> dict[str, TrainingSAE[Any]]:
-    data = lockstep.batches(model, comparison.batch_size, comparison.n_steps, SEED)
+    training = new_training(comparison, model, arms)
+    train_until(training, comparison.n_steps)
+    return training.finish()
+
+
+def new_training(
+    comparison: SyntheticConfig, model: SyntheticModel, arms: list[str]
+) -> lockstep.Lockstep:
     pupils = {arm: new_pupil(comparison, arm) for arm in arms}
-    return lockstep.train(pupils, data, lambda: None)
+    return lockstep.Lockstep(pupils, lockstep.Batches(model, comparison.batch_size, SEED))
+
+
+def train_until(training: lockstep.Lockstep, step: int) -> None:
+    while training.steps < step:
+        training.step()
 
 
 def test_each_is_trained_as_by_saelenss_runner(comparison: SyntheticConfig, model: SyntheticModel):
@@ -99,14 +113,13 @@ def test_an_sae_does_not_depend_on_the_others(comparison: SyntheticConfig, model
 
 
 def test_the_batches_are_the_seeds_whatever_draws_between(model: SyntheticModel):
-    alone = list(lockstep.batches(model, 16, 3, SEED))
-    disturbed: list[torch.Tensor] = []
-    for batch in lockstep.batches(model, 16, 3, SEED):
+    alone, disturbed = (lockstep.Batches(model, 16, SEED) for _ in range(2))
+    first, second = alone.next(), alone.next()
+    for expected in (first, second):
         torch.rand(100)
-        disturbed.append(batch)
-    assert all(map(torch.equal, alone, disturbed))
-    assert not torch.equal(alone[0], alone[1])
-    assert not torch.equal(alone[0], next(lockstep.batches(model, 16, 1, SEED + 1)))
+        assert torch.equal(disturbed.next(), expected)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, lockstep.Batches(model, 16, SEED + 1).next())
 
 
 def test_an_sae_draws_as_if_it_were_alone(comparison: SyntheticConfig):
@@ -130,14 +143,38 @@ def drawing(forward: Callable[..., Any], drawn: list[float]) -> Callable[..., An
     return draw_and_go_on
 
 
-def test_weights_that_are_not_finite_are_an_error_that_names_the_sae(comparison: SyntheticConfig):
+def test_weights_that_are_not_finite_are_an_error_that_names_the_sae(
+    comparison: SyntheticConfig, model: SyntheticModel
+):
     pupils = {"good": new_pupil(comparison, "flat"), "bad": new_pupil(comparison, "flat")}
     pupils["bad"].sae.W_dec.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"^bad: the weights are not finite"):
-        lockstep.train(pupils, iter(()), lambda: None)
+        lockstep.Lockstep(pupils, lockstep.Batches(model, 16, SEED)).finish()
+    pupils = {"ours": new_pupil(comparison, "ours")}
+    pupils["ours"].sae.W_enc.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"^ours: .*finite"):  # at its first step
-        lockstep.train(
-            {"ours": new_pupil(comparison, "ours")},
-            iter([torch.full((4, TINY.hidden_dim), torch.inf)]),
-            lambda: None,
-        )
+        lockstep.Lockstep(pupils, lockstep.Batches(model, 16, SEED)).step()
+
+
+def test_it_goes_on_from_what_it_saved_as_if_nothing_had_been(
+    comparison: SyntheticConfig, model: SyntheticModel, tmp_path: Path
+):
+    straight = new_training(comparison, model, list(ARMS))
+    train_until(straight, 5)  # inside windows, a schedule and the annealing of k
+    straight.save(tmp_path)
+    train_until(straight, comparison.n_steps)
+    resumed = new_training(comparison, model, list(ARMS))
+    resumed.load(tmp_path)
+    assert resumed.steps == 5
+    train_until(resumed, comparison.n_steps)
+    found, expected = resumed.finish(), straight.finish()
+    for arm in ARMS:
+        weights = saved_weights(found[arm], tmp_path / "found" / arm)
+        for name, tensor in saved_weights(expected[arm], tmp_path / "expected" / arm).items():
+            assert torch.equal(weights[name], tensor), (arm, name)
+        assert found[arm].cfg.metadata.l0 == expected[arm].cfg.metadata.l0
+
+
+def saved_weights(sae: TrainingSAE[Any], folder: Path) -> dict[str, torch.Tensor]:
+    sae.save_inference_model(folder)
+    return load_file(folder / SAE_WEIGHTS_FILENAME)

@@ -11,7 +11,7 @@ from sae_lens import SAE
 from sae_lens.synthetic import eval_sae_on_synthetic_data
 from synthetic_helpers import ARMS, config, one_after_another, save_tiny_model, settings
 
-from sae_lens_matryoshka.ground_truth import lockstep, synthetic_bench
+from sae_lens_matryoshka.ground_truth import lockstep, synthetic_bench, unfinished
 from sae_lens_matryoshka.ground_truth.own_randomness import OwnRandomness
 from sae_lens_matryoshka.ground_truth.synth_sae_bench import load_model
 from sae_lens_matryoshka.ground_truth.synthetic_bench import SeedTask, run
@@ -157,6 +157,68 @@ def test_what_was_finished_before_an_error_is_kept(
     trained.clear()
     run(comparison, verbose=False)
     assert trained == [(1, ("nested",))]
+
+
+@pytest.mark.usefixtures("trained")
+def test_an_interrupted_seed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    comparison = config(tmp_path, seeds=[3])
+    reference = run(comparison, verbose=False)[0]
+    interrupted = comparison.model_copy(update={"output": tmp_path / "interrupted"})
+    monkeypatch.setattr(unfinished, "SECONDS_BETWEEN_SAVES", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(9, patch)
+        run(interrupted, verbose=False)
+    steps = count_steps(monkeypatch)
+    for found, expected in zip(run(interrupted, verbose=False)[0], reference, strict=True):
+        assert found.measures == expected.measures
+    assert len(steps) == comparison.n_steps - 8
+    assert not list((tmp_path / "interrupted" / "unfinished").iterdir())
+
+
+@pytest.mark.usefixtures("trained")
+def test_what_is_kept_of_another_configuration_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = config(tmp_path, seeds=[3])
+    monkeypatch.setattr(unfinished, "SECONDS_BETWEEN_SAVES", 0.0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(9, patch)
+        run(first, verbose=False)
+    steps = count_steps(monkeypatch)
+    run(changed(first, tmp_path, seeds=[3], k=4), verbose=False)
+    assert len(steps) == first.n_steps
+
+
+@pytest.mark.usefixtures("trained")
+def test_nothing_is_kept_before_it_is_due(tmp_path: Path):
+    comparison = config(tmp_path, seeds=[3])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(9, patch)
+        run(comparison, verbose=False)
+    assert not (comparison.output / "unfinished").exists()
+
+
+def interrupt_at(step: int, patch: pytest.MonkeyPatch) -> None:
+    steps = count_steps(patch)
+    counted = lockstep.Lockstep.step
+
+    def interrupted(self: lockstep.Lockstep) -> None:
+        counted(self)
+        if len(steps) == step:
+            raise KeyboardInterrupt
+
+    patch.setattr(lockstep.Lockstep, "step", interrupted)
+
+
+def count_steps(patch: pytest.MonkeyPatch) -> list[int]:
+    step, done = lockstep.Lockstep.step, []
+
+    def counted(self: lockstep.Lockstep) -> None:
+        step(self)
+        done.append(self.steps)
+
+    patch.setattr(lockstep.Lockstep, "step", counted)
+    return done
 
 
 def test_numbers_do_not_outlive_the_sae_that_they_are_of(
