@@ -15,34 +15,41 @@ class Resampling:
     Args:
         latents: Their indices, (dead,).
         directions: Where they are to point, unit rows, (dead, d_in).
+        alive: Mask of the latents that are not dead, (d_sae,).
+        step: The training step that chose them.
     """
 
     latents: torch.Tensor
     directions: torch.Tensor
+    alive: torch.Tensor
+    step: int
 
 
 @torch.no_grad()
-def choose(dead: torch.Tensor, residual: torch.Tensor, seed: int) -> Resampling:
+def choose(dead_mask: torch.Tensor, residual: torch.Tensor, step: int) -> Resampling:
     """
     A new direction for each dead latent: the residual of a token, drawn in proportion to its squared error.
 
     Args:
-        dead: Indices of the dead latents, (dead,).
+        dead_mask: The dead latents, (d_sae,).
         residual: What the SAE leaves of each token, (batch, d_in).
-        seed: Decides the draw alone: no generator is shared with the thread that loads data.
+        step: The training step. Decides the draw alone: no generator is shared with the thread that loads
+            data.
 
     Returns:
         The latents, no more of them than tokens.
     """
     errors = residual.float().square().sum(dim=-1).cpu()  # (batch,)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(step)
+    dead = dead_mask.nonzero().squeeze(1)
     n_bad = int((errors > 0).sum())
     if len(dead) > n_bad:  # any of them: the first ones may have had their chance before
         dead = dead[torch.randperm(len(dead), generator=generator)[:n_bad].to(dead.device)]
     tokens = dead
     if len(dead):
         tokens = torch.multinomial(errors, len(dead), generator=generator).to(residual.device)
-    return Resampling(dead, torch.nn.functional.normalize(residual[tokens], dim=-1))
+    directions = torch.nn.functional.normalize(residual[tokens], dim=-1)
+    return Resampling(dead, directions, ~dead_mask, step)
 
 
 @torch.no_grad()
@@ -50,7 +57,6 @@ def apply(
     resampling: Resampling,
     sae: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    alive: torch.Tensor,
     threshold: float | None,
 ) -> None:
     """
@@ -60,13 +66,11 @@ def apply(
         resampling: Which latents, and where they are to point.
         sae: The SAE in training.
         optimizer: Its optimizer; the latents' moments are set to zero.
-        alive: Mask of the latents whose norms are averaged, (d_sae,).
         threshold: The threshold of a latent that starts, for activation="jumprelu".
     """
     which, directions = resampling.latents, resampling.directions
     parameters = {name: p for name, p in sae.named_parameters() if name in LATENT_DIM}
-    if not alive.any():
-        alive = torch.ones_like(alive)
+    alive = resampling.alive if resampling.alive.any() else torch.ones_like(resampling.alive)
     W_enc, W_dec = parameters["W_enc"], parameters["W_dec"]
     W_enc[:, which] = (directions * W_enc[:, alive].norm(dim=0).mean()).T.to(W_enc.dtype)
     W_dec[which] = (directions * W_dec[alive].norm(dim=-1).mean()).to(W_dec.dtype)

@@ -35,9 +35,8 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         ValueError: The configuration is not possible.
     """
 
-    # what dead latents become after the optimizer's step, and the mask of the living ones
-    _resampling: tuple[resampling.Resampling, torch.Tensor] | None = None
-    _planned_at = 0
+    # what dead latents become after the optimizer's step
+    _resampling: resampling.Resampling | None = None
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -172,24 +171,20 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
                 f"resample_every={cfg.resample_every} needs to know which latents are dead, but "
                 "dead_neuron_mask is None. Give the mask, as SAELens's trainers do, or leave it out."
             )
-        if self._resampling is not None and self._planned_at < step:
+        if self._resampling is not None and self._resampling.step < step:
             raise RuntimeError(
                 f"Training step {step}: the latents that were to be resampled {cfg.resample_every} steps ago "
                 "still wait for a step of the optimizer. resample_every works with optimizers of "
                 "torch.optim that hold the SAE's own parameters, as SAELens's trainers have them."
             )
-        indices = dead.nonzero().squeeze(1)
-        if len(indices):
-            residual = step_input.sae_in - recons
-            self._resampling = resampling.choose(indices, residual, seed=step), ~dead
-            self._planned_at = step
+        if dead.any():
+            self._resampling = resampling.choose(dead, step_input.sae_in - recons, step)
 
     def after_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Called after each step of the optimizer, for the options that need it."""
         cfg = self.cfg
         if self._resampling is not None:
-            chosen, alive = self._resampling
-            resampling.apply(chosen, self, optimizer, alive, cfg.jumprelu_init_threshold)
+            resampling.apply(self._resampling, self, optimizer, cfg.jumprelu_init_threshold)
             self._resampling = None
         if cfg.latent_order != "fixed":
             trainer = trainer_of(optimizer)

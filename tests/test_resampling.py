@@ -25,7 +25,7 @@ class TestChoose:
     residual = torch.randn(50, D_IN, generator=torch.Generator().manual_seed(0))
 
     def test_directions_are_residuals_of_different_tokens(self):
-        chosen = resampling.choose(torch.arange(20), self.residual, seed=1)
+        chosen = resampling.choose(torch.arange(100) < 20, self.residual, step=1)
         cosines = chosen.directions @ torch.nn.functional.normalize(self.residual, dim=-1).T
         assert (cosines.max(dim=1).values > 1 - 1e-5).all()
         assert len(cosines.argmax(dim=1).unique()) == 20
@@ -34,7 +34,7 @@ class TestChoose:
         residual = torch.eye(4, D_IN) * torch.tensor([1.0, 0.0, 3.0, 0.0])[:, None]
         drawn = torch.stack(
             [
-                resampling.choose(torch.tensor([5]), residual, seed=s).directions[0]
+                resampling.choose(torch.arange(6) == 5, residual, step=s).directions[0]
                 for s in range(400)
             ]
         )
@@ -44,12 +44,12 @@ class TestChoose:
         )  # squares: 1 to 9
 
     def test_more_dead_latents_than_tokens(self):
-        chosen = resampling.choose(torch.arange(80), self.residual, seed=1)
+        chosen = resampling.choose(torch.arange(100) < 80, self.residual, step=1)
         assert len(chosen.latents) == len(chosen.directions) == len(chosen.latents.unique()) == 50
         assert chosen.latents.max() > 60  # not the first ones, which may have been resampled before
 
     def test_a_perfect_batch(self):
-        chosen = resampling.choose(torch.arange(3), torch.zeros(5, D_IN), seed=1)
+        chosen = resampling.choose(torch.arange(6) < 3, torch.zeros(5, D_IN), step=1)
         assert len(chosen.latents) == 0
 
 

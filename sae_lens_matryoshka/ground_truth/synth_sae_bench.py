@@ -19,6 +19,7 @@ from sae_lens.synthetic import (
 )
 
 from sae_lens_matryoshka.checkpoint import whole_folder
+from sae_lens_matryoshka.ground_truth.orthogonal_features import feature_dictionary
 
 _HIERARCHY = HierarchyConfig(
     total_root_nodes=128,
@@ -67,8 +68,7 @@ def save_model(source: str, folder: Path) -> str:
 
     Args:
         source: A name among MODELS, a folder that SyntheticModel.save wrote, or a Hub id.
-        folder: Where to. A model of MODELS that is there already is not built again, since making
-            16,384 features orthogonal takes long.
+        folder: Where to. A model of MODELS that is there already is not built again.
 
     Returns:
         A hash of its files.
@@ -76,7 +76,8 @@ def save_model(source: str, folder: Path) -> str:
     if source not in MODELS:
         _write(SyntheticModel.load_from_source(source), folder)
     elif not _holds(folder, MODELS[source]):
-        _write(SyntheticModel(MODELS[source]), folder)
+        cfg = MODELS[source]
+        _write(SyntheticModel(cfg, feature_dict=feature_dictionary(cfg)), folder)
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         digest.update(f"{file.name} {file.stat().st_size}\n".encode() + file.read_bytes())

@@ -122,6 +122,16 @@ def test_the_batches_are_the_seeds_whatever_draws_between(model: SyntheticModel)
     assert not torch.equal(first, lockstep.Batches(model, 16, SEED + 1).next())
 
 
+def test_a_batch_of_a_large_model_is_drawn_in_parts(
+    model: SyntheticModel, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lockstep, "VALUES_AT_A_TIME", 6 * TINY.num_features + 1)
+    found = lockstep.Batches(model, 16, SEED).next()
+    with OwnRandomness(lockstep.BATCHES, SEED).active():
+        expected = torch.cat([model.sample(6), model.sample(6), model.sample(4)])
+    assert torch.equal(found, expected)
+
+
 def test_an_sae_draws_as_if_it_were_alone(comparison: SyntheticConfig):
     drawn: list[list[float]] = []
     for others in (0, 3):
