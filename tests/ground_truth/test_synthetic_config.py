@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sae_lens import BatchTopKTrainingSAEConfig, MatryoshkaBatchTopKTrainingSAEConfig
+from sae_lens import BatchTopKTrainingSAEConfig
 from sae_lens.synthetic import SyntheticSAERunnerConfig
 from synthetic_helpers import config, settings
 
@@ -34,12 +34,11 @@ def test_a_shipped_config_names_arms_that_can_be_built(name: str):
 def test_16k_has_the_published_settings():
     comparison = shipped("synthetic_16k")
     assert (comparison.model, comparison.d_sae, comparison.k) == ("16k", 4096, 25)
-    trainer = comparison.trainer_config("saelens")
-    assert (trainer.lr, trainer.train_batch_size_samples) == (3e-4, 1024)
-    stock = comparison.sae_config("saelens", 768)
-    assert isinstance(stock, MatryoshkaBatchTopKTrainingSAEConfig)
-    assert stock.matryoshka_widths == [128, 512, 2048, 4096]
-    assert stock.use_matryoshka_aux_loss
+    assert comparison.trainer_config("plain").train_batch_size_samples == 1024
+    plain = comparison.sae_config("plain", 768)
+    assert isinstance(plain, MatryoshkaTrainingSAEConfig)
+    assert plain.matryoshka_widths == [128, 512, 2048, 4096]
+    assert plain.aux_loss == "per_level"
 
 
 def test_the_trainers_defaults_are_saelenss_and_an_arm_may_differ(tmp_path: Path):
