@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sae_lens_matryoshka.ground_truth.toy_tree import N_CHILDREN, N_PARENTS
 
-PANEL_INCHES = (4.6, 4.4)
+PANEL_INCHES = (4.6, 4.8)
 
 
 def write_heat_maps(cosines: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -30,6 +30,8 @@ def write_heat_maps(cosines: Mapping[str, torch.Tensor], path: Path) -> None:
         axes.set_title(name)
         axes.set_xlabel("true feature")
         axes.set_ylabel("latent matched with it")
+        axes.set_xticks(range(0, len(values), 5))
+        axes.set_yticks(range(0, len(values), 5))
         for edge in (N_PARENTS, N_PARENTS * (1 + N_CHILDREN)):  # parents | children | independent
             axes.axvline(edge - 0.5, color="black", linewidth=0.6)
             axes.axhline(edge - 0.5, color="black", linewidth=0.6)

@@ -9,6 +9,8 @@ from sae_lens.saes.sae import TrainStepInput
 
 from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.ground_truth.toy_tree import D_IN, N_FEATURES, ToyTree
+from sae_lens_matryoshka.latent_order import DECAY, order_of
+from sae_lens_matryoshka.latent_parameters import LATENT_DIM
 from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
 
 Arm = Literal["vanilla", "matryoshka"]
@@ -26,7 +28,7 @@ def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path) -> SAE[A
     Train, save, and load again with stock SAELens.
 
     Args:
-        arm: "matryoshka": ten random prefixes a step, latents sorted by energy; "vanilla": neither.
+        arm: "matryoshka": ten random prefixes a step, latents sorted by energy after each; "vanilla": neither.
         tree: What to train on.
         steps: Of 200 tokens each; the paper has 40,000.
         seed: Of the SAE's start and its prefixes.
@@ -34,10 +36,13 @@ def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path) -> SAE[A
     """
     torch.manual_seed(seed)
     sae = MatryoshkaTrainingSAE(_config(arm, steps))
-    with torch.no_grad():  # the authors' start: the encoder is not the decoder's transpose
+    with (
+        torch.no_grad()
+    ):  # of the authors' scale; apart from the decoder's directions fewer latents die
         sae.W_enc.normal_(std=D_IN**-0.5)
     optimizer = torch.optim.Adam(sae.parameters(), lr=LR, betas=BETAS)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, steps))
+    energy = torch.zeros(N_FEATURES)  # running mean at each place
     for step in range(steps):
         warm = min(1.0, step / (L1_WARM_UP * steps))
         batch = TrainStepInput(tree.activations(BATCH), {"l1": L1_START * warm}, None, step, False)
@@ -46,21 +51,36 @@ def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path) -> SAE[A
         loss = out.loss / (N_PREFIXES if arm == "matryoshka" else 1)  # theirs is the prefixes' mean
         loss.backward()
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        with torch.no_grad():
+            contributions = out.feature_acts.to_dense() * sae.W_dec.norm(dim=1)  # (batch, d_sae)
         optimizer.step()
         schedule.step()
+        if arm == "matryoshka":
+            energy.lerp_(contributions.square().mean(dim=0), 1 - DECAY["energy"])
+            _sort(sae, order_of(energy))
     sae.fold_W_dec_norm()
     sae.save_inference_model(str(folder))
     return SAE.load_from_disk(folder)
 
 
+@torch.no_grad()
+def _sort(sae: MatryoshkaTrainingSAE, order: torch.Tensor) -> None:
+    """
+    Put latents into an order as the authors' code does: the weights alone.
+
+    Adam's moments and the running means stay where they are, so that latents change places to and fro until
+    the means have caught up. latent_order="energy" moves all of it together, which did worse
+    (docs/results/toy_tree.md).
+    """
+    for name, parameter in sae.named_parameters():
+        if name in LATENT_DIM:
+            parameter.copy_(parameter.index_select(LATENT_DIM[name], order))
+
+
 def _config(arm: Arm, steps: int) -> MatryoshkaTrainingSAEConfig:
     prefixes: dict[str, Any] = {"matryoshka_widths": [N_FEATURES]}
     if arm == "matryoshka":
-        prefixes = {
-            "prefix_sampling": "random",
-            "n_prefixes": N_PREFIXES,
-            "latent_order": "energy",
-        }
+        prefixes = {"prefix_sampling": "random", "n_prefixes": N_PREFIXES}
     return MatryoshkaTrainingSAEConfig(
         d_in=D_IN,
         d_sae=N_FEATURES,

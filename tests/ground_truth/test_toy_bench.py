@@ -11,8 +11,10 @@ from sae_lens import SAE
 
 from sae_lens_matryoshka.config_file import ConfigError, read_mapping
 from sae_lens_matryoshka.ground_truth.toy_bench import ToyResult, ToyTreeConfig, run, table
-from sae_lens_matryoshka.ground_truth.toy_training import _lr_factor
+from sae_lens_matryoshka.ground_truth.toy_training import _config, _lr_factor, _sort
+from sae_lens_matryoshka.ground_truth.toy_tree import D_IN, N_FEATURES
 from sae_lens_matryoshka.schema import validated
+from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
 
 CONFIGS = Path(__file__).parents[2] / "bench_configs"
 
@@ -52,6 +54,16 @@ def test_the_table():
     text = table(results)
     assert "9.0 ± 1.4 of 20 |" in text and "over 2 seeds" in text
     assert "8.0 of 20" in table(results[:1]) and "One seed." in table(results[:1])
+
+
+def test_sorting_moves_whole_latents():
+    sae = MatryoshkaTrainingSAE(_config("matryoshka", 100))
+    x, order = torch.randn(8, D_IN), torch.randperm(N_FEATURES)
+    W_dec, acts, recons = sae.W_dec.detach().clone(), sae.encode(x), sae(x)
+    _sort(sae, order)
+    assert torch.equal(sae.W_dec, W_dec[order])
+    torch.testing.assert_close(sae.encode(x), acts[:, order])
+    torch.testing.assert_close(sae(x), recons)
 
 
 @pytest.mark.slow
