@@ -18,7 +18,6 @@ def feature_dictionary(cfg: SyntheticModelConfig) -> FeatureDictionary:
     Returns:
         The same unit vectors up to rounding.
     """
-
     wanted = cfg.orthogonalization
 
     def initializer(features: FeatureDictionary) -> None:

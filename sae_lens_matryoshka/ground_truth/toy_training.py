@@ -51,12 +51,14 @@ def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path) -> SAE[A
         loss = out.loss / (N_PREFIXES if arm == "matryoshka" else 1)  # theirs is the prefixes' mean
         loss.backward()
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
-        with torch.no_grad():
-            contributions = out.feature_acts.to_dense() * sae.W_dec.norm(dim=1)  # (batch, d_sae)
+        if arm == "matryoshka":  # by the norms that the batch met
+            contributions = out.feature_acts.to_dense() * sae.W_dec.data.norm(
+                dim=1
+            )  # (batch, d_sae)
+            energy.lerp_(contributions.square().mean(dim=0), 1 - DECAY["energy"])
         optimizer.step()
         schedule.step()
         if arm == "matryoshka":
-            energy.lerp_(contributions.square().mean(dim=0), 1 - DECAY["energy"])
             _sort(sae, order_of(energy))
     sae.fold_W_dec_norm()
     sae.save_inference_model(str(folder))

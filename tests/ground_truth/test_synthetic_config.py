@@ -34,7 +34,8 @@ def test_a_shipped_config_names_arms_that_can_be_built(name: str):
 def test_16k_has_the_published_settings():
     comparison = shipped("synthetic_16k")
     assert (comparison.model, comparison.d_sae, comparison.k) == ("16k", 4096, 25)
-    assert comparison.trainer_config("plain").train_batch_size_samples == 1024
+    trainer = comparison.trainer_config("plain")
+    assert (trainer.lr, trainer.train_batch_size_samples) == (1e-3, 1024)  # lr: of a shorter run
     plain = comparison.sae_config("plain", 768)
     assert isinstance(plain, MatryoshkaTrainingSAEConfig)
     assert plain.matryoshka_widths == [128, 512, 2048, 4096]
