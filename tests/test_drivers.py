@@ -405,6 +405,7 @@ def test_wandb_offline_run_holds_the_levels(tmp_path, monkeypatch):
     logger = LoggingConfig(wandb_log_frequency=2, eval_every_n_wandb_logs=100)
     train(new_sae(k=4), 4, logger=logger)
     wandb.finish()
+    wandb.teardown()  # its service writes the last records after finish() has returned
 
     logged = logged_history(Path(run.dir).parent)
     for level, width in enumerate([6, 18, 48]):
