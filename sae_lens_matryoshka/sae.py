@@ -19,7 +19,6 @@ from sae_lens_matryoshka.fingerprint import holds_weights_of
 from sae_lens_matryoshka.latent_parameters import LATENT_DIM
 from sae_lens_matryoshka.nested_sae import is_hooked
 from sae_lens_matryoshka.refined_sae import RefinedSAE
-from sae_lens_matryoshka.sae_folder import require_sae
 
 UNIT_TOLERANCE = 1e-5  # SAEBench's own, which warns beyond it
 
@@ -85,7 +84,7 @@ class MatryoshkaSAE:
         widths: Sequence[int] | None = None,
     ) -> "MatryoshkaSAE":
         """
-        Open a folder that training or `save` wrote, with stock SAELens.
+        Open a folder that training or `save` wrote, with stock SAELens; of a checkpoint what would be saved of it.
 
         Args:
             path: Folder with cfg.json and sae_weights.safetensors.
@@ -97,9 +96,9 @@ class MatryoshkaSAE:
             FileNotFoundError: There is no SAE in the folder.
             ValueError: The metadata names no widths and none are given.
         """
-        path = Path(path)
-        require_sae(path)
-        return cls.from_sae(SAE.load_from_disk(path, device=device, dtype=dtype), widths)
+        from sae_lens_matryoshka.hub.folder import open_folder
+
+        return cls.from_sae(open_folder(Path(path), dtype, device), widths)
 
     def save(self, path: str | Path) -> None:
         """Write the stock SAE with its levels in the metadata, for `SAE.load_from_disk`."""

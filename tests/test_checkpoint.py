@@ -23,7 +23,11 @@ from runner_helpers import (
 )
 from sae_lens import SAE, LanguageModelSAETrainingRunner
 
-from sae_lens_matryoshka import LanguageModelSAERunnerConfig, MatryoshkaSAETrainingRunner
+from sae_lens_matryoshka import (
+    LanguageModelSAERunnerConfig,
+    MatryoshkaSAE,
+    MatryoshkaSAETrainingRunner,
+)
 from sae_lens_matryoshka.checkpoint import (
     check_writable,
     rng_state,
@@ -262,7 +266,11 @@ def test_one_from_the_middle_of_annealing_opens_with_the_threshold_of_k(tmp_path
     folder = stopped(runner, step=8)
     assert runner.sae.k_now > 8
     x = torch.cat(runner.sae.recent_activations.batches())
-    assert (open_folder(folder).encode(x) > 0).sum() == 3 * len(x)
+    opened = open_folder(folder)
+    assert (opened.encode(x) > 0).sum() == 3 * len(x)
+    for again in (MatryoshkaSAE.load_from_disk(folder), MatryoshkaSAE.from_pretrained(str(folder))):
+        assert torch.equal(again.sae.encode(x), opened.encode(x))
+        assert again.widths == tuple(runner.sae.cfg.widths)
 
 
 def test_one_without_its_activations_warns_of_annealing(

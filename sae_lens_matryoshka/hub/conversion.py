@@ -21,7 +21,7 @@ from sae_lens.saes.sae import SAEMetadata
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from sae_lens_matryoshka.checkpoint import FOLDED_NORMALIZATIONS, STATE_FILENAME, whole_folder
+from sae_lens_matryoshka.checkpoint import FOLDED_NORMALIZATIONS, STATE_FILENAME, whole_files
 from sae_lens_matryoshka.hub.checkpoints import (
     CONFIG_FILENAME,
     DICTIONARY_LEARNING_WEIGHTS,
@@ -96,7 +96,7 @@ def convert(
     _fill_in(sae.cfg.metadata, name, context_size=context_size, dataset_path=dataset_path)
     _require_finite(sae, name)
     _fold_decoder_norms(sae, name)
-    with whole_folder(out) as staging:
+    with whole_files(out) as staging:
         matryoshka.save(staging)
         if (folder / RUNNER_CFG_FILENAME).is_file():
             shutil.copyfile(folder / RUNNER_CFG_FILENAME, staging / RUNNER_CFG_FILENAME)

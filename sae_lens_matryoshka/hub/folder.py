@@ -27,7 +27,7 @@ from sae_lens_matryoshka.sae_folder import require_sae
 _ONLY_IN_TRAINING = "decoder_init_norm"  # a field of every training configuration of SAELens
 
 
-def open_folder(folder: Path, dtype: str | None = None) -> SAE[Any]:
+def open_folder(folder: Path, dtype: str | None = None, device: str = "cpu") -> SAE[Any]:
     """
     The inference SAE of a saved one, or of a checkpoint of training.
 
@@ -35,19 +35,20 @@ def open_folder(folder: Path, dtype: str | None = None) -> SAE[Any]:
         folder: Folder with cfg.json and sae_weights.safetensors. A checkpoint's activation statistics
             are folded into the weights, as SAELens does at the end of training.
         dtype: Data type of the weights, before anything is folded. None: as saved.
+        device: Where to put the weights.
 
     Raises:
         FileNotFoundError: There is no SAE in the folder.
     """
     require_sae(folder)
     if _ONLY_IN_TRAINING not in json.loads((folder / SAE_CFG_FILENAME).read_text()):
-        return SAE.load_from_disk(folder, dtype=dtype)
+        return SAE.load_from_disk(folder, device=device, dtype=dtype)
     sae = TrainingSAE.load_from_disk(folder, dtype=dtype)
     if (folder / STATE_FILENAME).is_file():
         state = torch.load(folder / STATE_FILENAME, map_location="cpu", weights_only=True)
         restore_recent_activations(sae, state["recent_activations"])
     _fold_statistics(sae, folder / ACTIVATION_SCALER_CFG_FILENAME)
-    return inference_form(sae)
+    return inference_form(sae).to(device)
 
 
 def sparsity_beside(folder: Path) -> torch.Tensor | None:

@@ -8,8 +8,7 @@ from sae_lens import SAE
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
 from sae_lens_matryoshka.hub.download import download_sae
-from sae_lens_matryoshka.hub.folder import widths_beside
-from sae_lens_matryoshka.sae_folder import require_sae
+from sae_lens_matryoshka.hub.folder import open_folder, widths_beside
 
 
 def load_published(
@@ -60,8 +59,7 @@ def load_published(
 
 
 def _load_folder(folder: Path, device: str, dtype: str) -> tuple[SAE[Any], Sequence[int] | None]:
-    require_sae(folder)
-    return SAE.load_from_disk(folder, device=device, dtype=dtype), widths_beside(folder)
+    return open_folder(folder, dtype, device), widths_beside(folder)
 
 
 def _refuse(what: str, **options: Any) -> None:

@@ -616,6 +616,12 @@ class TestPlaces:
         convert(str(by_hand), str(tmp_path / "out"))
         assert {*contents(tmp_path / "out")} == {"cfg.json", "sae_weights.safetensors"}
 
+    def test_the_working_directory(self, tmp_path, by_hand, monkeypatch):
+        (tmp_path / "out").mkdir()
+        monkeypatch.chdir(tmp_path / "out")
+        convert(by_hand, ".")
+        assert {*contents(tmp_path / "out")} == {"cfg.json", "sae_weights.safetensors"}
+
     def test_a_subfolder(self, tmp_path, by_hand):
         assert convert(tmp_path, tmp_path / "out", subfolder=by_hand.name).widths == tuple(WIDTHS)
 
