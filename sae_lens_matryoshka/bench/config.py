@@ -11,6 +11,7 @@ from sae_lens_matryoshka.schema import AbsolutePath, Strict, validated
 
 EvalName = Literal["absorption", "sparse_probing", "tpp", "scr", "sae_probes", "core"]
 DEMO = "demo"
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class ModelSource(Strict):
@@ -75,6 +76,7 @@ class SAESource(Strict):
         release: Instead: a release name of SAELens; needs `id`.
         demo: Instead: "matryoshka", "batchtopk" or "best" (the recipe of that name), trained on the demo
             model before the benchmark.
+        seed: Of that training: its start and the order of its texts.
         id: The SAE's id in the repo or release.
         revision: Branch, tag or commit of the repo.
         format: The repo's format: SAELens's own or dictionary_learning's (`ae.pt`).
@@ -87,6 +89,7 @@ class SAESource(Strict):
     repo: str | None = None
     release: str | None = None
     demo: Literal["matryoshka", "batchtopk", "best"] | None = None
+    seed: Seed = 0
     id: str | None = None
     revision: str | None = None
     format: Literal["saelens", "dictionary_learning"] = "saelens"
@@ -98,6 +101,8 @@ class SAESource(Strict):
         given = [key for key in ("folder", "repo", "release", "demo") if getattr(self, key)]
         if len(given) != 1:
             raise ValueError("give exactly one of folder, repo, release, demo")
+        if "seed" in self.model_fields_set and self.demo is None:
+            raise ValueError("seed goes with demo, whose SAEs are trained here")
         if (self.id is not None) != (given[0] in ("repo", "release")):
             raise ValueError("id goes with a repo or a release, and only with them")
         if self.format != "saelens" and self.repo is None:
@@ -167,7 +172,7 @@ class BenchConfig(Strict):
     hook_name: str
     saes: list[SAESource] = Field(min_length=1)
     evals: dict[EvalName, dict[str, Any]] = Field(min_length=1)
-    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(default=[0, 1, 2], min_length=1)
+    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
     text: TextSource
     data: Literal["hub", "demo"] | AbsolutePath = Field(default="hub", union_mode="left_to_right")
     baseline: str | None = None

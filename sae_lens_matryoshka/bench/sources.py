@@ -48,6 +48,11 @@ class Level:
     width: int
 
 
+def demo_sae_folder(demo_folder: Path, which: str, seed: int) -> Path:
+    """Where one of the demo's SAEs is, among all of them."""
+    return demo_folder / which / f"seed_{seed}"
+
+
 def open_sae(source: SAESource, demo_folder: Path) -> SAE[Any]:
     """
     The SAE as it was saved, or as a checkpoint would be, in float32 on the CPU.
@@ -68,7 +73,7 @@ def open_sae(source: SAESource, demo_folder: Path) -> SAE[Any]:
 def _open(source: SAESource, demo_folder: Path) -> SAE[Any]:
     folder = source.folder
     if source.demo:
-        folder = demo_folder / source.demo
+        folder = demo_sae_folder(demo_folder, source.demo, source.seed)
     elif source.repo and source.id and source.format == "saelens":
         folder = download_sae(source.repo, source.id, source.revision)
     if folder is not None:

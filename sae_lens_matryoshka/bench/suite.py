@@ -38,7 +38,7 @@ from sae_lens_matryoshka.bench.results import (
     published_outcomes,
     write_status,
 )
-from sae_lens_matryoshka.bench.sources import bench_form, chosen_levels, open_sae
+from sae_lens_matryoshka.bench.sources import bench_form, chosen_levels, demo_sae_folder, open_sae
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.fingerprint import fingerprint
 from sae_lens_matryoshka.schema import did_you_mean
@@ -157,9 +157,9 @@ def _prepare_demo(config: BenchConfig) -> None:
         from sae_lens_matryoshka.demo.labelled import write_data_sets
 
         _once(config.output / "demo" / "data", write_data_sets)
-    wanted = dict.fromkeys(source.demo for source in config.saes if source.demo)
+    wanted = dict.fromkeys((source.demo, source.seed) for source in config.saes if source.demo)
     with ThreadPoolExecutor(config.jobs) as pool:  # each waits for a process
-        list(pool.map(partial(_demo_sae, config), wanted))
+        list(pool.map(lambda one: _demo_sae(config, *one), wanted))
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> None:
@@ -175,15 +175,16 @@ def _once(folder: Path, make: Callable[[Path], None]) -> None:
         os.replace(unfinished, folder)
 
 
-def _demo_sae(config: BenchConfig, which: str) -> None:
-    _once(config.demo_saes / which, partial(_train_demo_sae, config, which))
+def _demo_sae(config: BenchConfig, which: str, seed: int) -> None:
+    folder = demo_sae_folder(config.demo_saes, which, seed)
+    _once(folder, partial(_train_demo_sae, config, which, seed))
 
 
-def _train_demo_sae(config: BenchConfig, which: str, folder: Path) -> None:
+def _train_demo_sae(config: BenchConfig, which: str, seed: int, folder: Path) -> None:
     """In a process of its own: its memory comes back, what it prints goes to a log."""
-    log = config.output / "logs" / f"training-{which}.log"
+    log = config.output / "logs" / f"training-{which}-seed_{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    logger.info("Training the demo's %s SAE (a minute or two); log: %s", which, log)
+    logger.info("Training the demo's %s SAE, seed %d (a minute or two); log: %s", which, seed, log)
     size = ["--small"] if config.quick else []
     with log.open("wb") as file:
         child = subprocess.Popen(
@@ -193,6 +194,7 @@ def _train_demo_sae(config: BenchConfig, which: str, folder: Path) -> None:
                 "sae_lens_matryoshka.demo.bench_saes",
                 which,
                 str(folder),
+                str(seed),
                 *size,
             ],
             stdin=subprocess.PIPE,  # its end tells the child that we are gone

@@ -14,20 +14,21 @@ from sae_lens_matryoshka.parent_process import end_with_the_parent
 BENCHMARKED = Size(d_sae=1024, training_tokens=600_000)
 
 
-def train_sae(which: str, folder: Path, small: bool) -> None:
+def train_sae(which: str, folder: Path, seed: int, small: bool) -> None:
     """
-    Train one of the SAEs as the quickstart does; text, steps, width and k are the same for all.
+    Train one of the SAEs as the quickstart does; steps, width and k are the same for all, text that of the seed.
 
     Args:
         which: "matryoshka", "batchtopk" for a flat one, or "best" for recipe="best".
         folder: An empty folder for the stock SAELens SAE.
+        seed: Of its start and the order of the texts.
         small: A run of seconds that only shows that everything works.
     """
     size = SMALL if small else BENCHMARKED
     widths = [size.d_sae] if which == "batchtopk" else None
     run = folder / "run"
     recipe = "best" if which == "best" else None
-    train(load_model(), shuffled(texts("train")), run, size, widths, recipe)
+    train(load_model(), shuffled(texts("train"), seed), run, size, widths, recipe, seed)
     for path in (run / "sae").iterdir():
         os.replace(path, folder / path.name)
     shutil.rmtree(run)
@@ -35,4 +36,4 @@ def train_sae(which: str, folder: Path, small: bool) -> None:
 
 if __name__ == "__main__":
     end_with_the_parent()
-    train_sae(sys.argv[1], Path(sys.argv[2]), small="--small" in sys.argv)
+    train_sae(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), small="--small" in sys.argv)

@@ -139,6 +139,7 @@ def train(
     size: Size,
     widths: Sequence[int] | None = None,
     recipe: Recipe | None = None,
+    seed: int = SEED,
 ) -> None:
     """Train through SAELens's store and runner; saves in output/sae.
 
@@ -149,8 +150,9 @@ def train(
         size: How much to train.
         widths: Nested widths; [d_sae] makes a flat SAE, None the default levels.
         recipe: A recipe for the SAE; the learning rate and the window of dead latents stay.
+        seed: Of the SAE's start.
     """
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     # not None, which would replace a recipe's levels
     levels: dict[str, Any] = {} if widths is None else {"matryoshka_widths": list(widths)}
     cfg = LanguageModelSAERunnerConfig(
@@ -180,7 +182,7 @@ def train(
         output_path=str(output / "sae"),
         logger=LoggingConfig(log_to_wandb=False),
         verbose=False,
-        seed=SEED,
+        seed=seed,
     )
     runner = MatryoshkaSAETrainingRunner(
         cfg,
@@ -190,9 +192,9 @@ def train(
     runner.run()
 
 
-def shuffled(ordered: Sequence[str]) -> list[str]:
+def shuffled(ordered: Sequence[str], seed: int = SEED) -> list[str]:
     """The texts mixed: they come data set by data set."""
-    return random.Random(SEED).sample(ordered, len(ordered))
+    return random.Random(seed).sample(ordered, len(ordered))
 
 
 def evaluate(

@@ -37,6 +37,7 @@ def test_local_parts_make_it_offline(settings: dict[str, Any]):
         ("model.folder", "x", "either a name or a folder"),
         ("saes.0.repo", "user/repo", "exactly one of folder, repo, release, demo"),
         ("saes.0.id", "x", "id goes with a repo or a release"),
+        ("saes.0.seed", 1, "seed goes with demo"),
         ("saes.0.levels", "some", "saes.0.levels"),
         ("saes.0.name", "a/b", "saes.0.name"),
         ("seeds", [1, 1], r"seeds: \[1, 1\] holds one twice"),

@@ -18,8 +18,10 @@ import torch
 from bench_helpers import HOOK, WIDTHS, random_sae, refined_sae, rescaled
 from safetensors.torch import load_file, save_file
 
-from sae_lens_matryoshka.bench import BenchReport, checked_config, run
+from sae_lens_matryoshka.bench import BenchReport, checked_config, run, suite
+from sae_lens_matryoshka.bench.config import BenchConfig
 from sae_lens_matryoshka.bench.outcome import Outcome
+from sae_lens_matryoshka.bench.sources import open_sae
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.demo.model import MODEL_FOLDER
 from sae_lens_matryoshka.sae import MatryoshkaSAE
@@ -79,6 +81,30 @@ def base(folder: Path, data: Path, saes: dict[str, Any], **more: Any) -> dict[st
         "jobs": 2,
         **more,
     }
+
+
+def test_each_seed_of_a_demo_sae_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trained: list[tuple[str, int]] = []
+
+    def train(_config: BenchConfig, which: str, seed: int, folder: Path) -> None:
+        trained.append((which, seed))
+        random_sae(seed=seed).save_model(folder)
+
+    monkeypatch.setattr(suite, "_train_demo_sae", train)
+    settings = base(tmp_path, tmp_path, {})
+    settings["saes"] = [
+        {"name": "a", "demo": "best"},
+        {"name": "b", "demo": "best", "seed": 1, "levels": "outermost"},
+        {"name": "c", "demo": "best", "seed": 0},
+        {"name": "d", "demo": "batchtopk", "seed": 1},
+    ]
+    config = checked_config(settings)
+    for _ in range(2):  # the second time they are there
+        suite._prepare_demo(config)
+        assert sorted(trained) == [("batchtopk", 1), ("best", 0), ("best", 1)]
+    for source, seed in zip(config.saes, (0, 1, 0, 1), strict=True):
+        opened = open_sae(source, config.demo_saes)
+        assert torch.equal(opened.W_dec, random_sae(seed=seed).W_dec)
 
 
 def found(report: BenchReport, sae: str, level: int, name: str, seed: int | None = 0) -> Outcome:
