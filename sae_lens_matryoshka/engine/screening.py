@@ -48,20 +48,16 @@ def screened(encoder: Encoder) -> Encoder:
 
 
 def pays(encoder: Encoder) -> bool:
-    """Whether the device multiplies bfloat16 faster than the float32 that was asked for."""
-    device = encoder.x.device
-    if encoder.matmul_dtype != torch.float32:
-        return False
-    if device.type == "cuda":
-        return _float32_is_exact() and torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and cpu_has_bf16_units()
+    """Whether float32 was asked for on a GPU that multiplies bfloat16 faster.
 
-
-def cpu_has_bf16_units() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware (AMX, AVX512-BF16)."""
-    # torch offers no public way to ask
-    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    A CPU with units for it gains nothing (docs/results/step.md): the exact products of what is left cost as much.
+    """
+    return (
+        encoder.matmul_dtype == torch.float32
+        and encoder.x.device.type == "cuda"
+        and _float32_is_exact()
+        and torch.cuda.get_device_capability(encoder.x.device) >= (8, 0)
+    )
 
 
 def _float32_is_exact() -> bool:

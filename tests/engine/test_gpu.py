@@ -61,3 +61,12 @@ def test_screening_selects_what_float32_selects(activation):
     given.sparse_code(activation, memory)  # learns where to cut
     code = given.sparse_code(activation, memory)
     torch.testing.assert_close(code.tensors()[0].to_dense(), given.dense_code(activation).acts)
+
+
+def test_only_float32_is_screened():
+    encoder = problem().encoder
+    assert screening.pays(encoder)
+    assert not screening.pays(problem().to(torch.bfloat16).encoder)
+    assert not screening.pays(problem().to(torch.double).encoder)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert not screening.pays(encoder)

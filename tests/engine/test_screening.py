@@ -49,7 +49,7 @@ class TestSelection:
     def test_values_and_gradients_are_float32s(self, monkeypatch):
         problem = Problem.random(batch=64, d_in=40, d_sae=300, k=5, widths=[100, 300])
         memory = engine.Engine()
-        monkeypatch.setattr(screening, "cpu_has_bf16_units", lambda: True)
+        monkeypatch.setattr(screening, "pays", lambda _: True)
         seen = []
         monkeypatch.setattr(
             selection,
@@ -162,19 +162,5 @@ class TestCertificate:
         assert_same_entries(selection.top(screened(problem.encoder), 20, guess), expected)
 
 
-class TestDispatch:
-    def test_torch_still_tells_whether_the_processor_has_the_units(self):
-        for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-            assert getattr(torch.cpu, name)() in (True, False)
-        assert screening.cpu_has_bf16_units() in (True, False)
-
-    def test_only_for_float32(self, monkeypatch):
-        monkeypatch.setattr(screening, "cpu_has_bf16_units", lambda: True)
-        encoder = Problem.random().encoder
-        assert screening.pays(encoder)
-        assert not screening.pays(Problem.random().to(torch.bfloat16).encoder)
-        assert not screening.pays(Problem.random().to(torch.double).encoder)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert not screening.pays(encoder)
-        monkeypatch.setattr(screening, "cpu_has_bf16_units", lambda: False)
-        assert not screening.pays(encoder)
+def test_not_on_cpus():
+    assert not screening.pays(Problem.random().encoder)
