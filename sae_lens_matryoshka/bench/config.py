@@ -76,7 +76,7 @@ class SAESource(Strict):
         release: Instead: a release name of SAELens; needs `id`.
         demo: Instead: "matryoshka", "batchtopk" or "best" (the recipe of that name), trained on the demo
             model before the benchmark.
-        seed: Of that training: its start and the order of its texts.
+        seed: Of that training, its start and the order of its texts; 0 where none is given.
         id: The SAE's id in the repo or release.
         revision: Branch, tag or commit of the repo.
         format: The repo's format: SAELens's own or dictionary_learning's (`ae.pt`).
@@ -89,7 +89,7 @@ class SAESource(Strict):
     repo: str | None = None
     release: str | None = None
     demo: Literal["matryoshka", "batchtopk", "best"] | None = None
-    seed: Seed = 0
+    seed: Seed | None = None
     id: str | None = None
     revision: str | None = None
     format: Literal["saelens", "dictionary_learning"] = "saelens"
@@ -101,7 +101,7 @@ class SAESource(Strict):
         given = [key for key in ("folder", "repo", "release", "demo") if getattr(self, key)]
         if len(given) != 1:
             raise ValueError("give exactly one of folder, repo, release, demo")
-        if "seed" in self.model_fields_set and self.demo is None:
+        if self.seed is not None and self.demo is None:
             raise ValueError("seed goes with demo, whose SAEs are trained here")
         if (self.id is not None) != (given[0] in ("repo", "release")):
             raise ValueError("id goes with a repo or a release, and only with them")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sae_lens_matryoshka.bench.config import checked_config
+from sae_lens_matryoshka.bench.config import BenchConfig, checked_config
 from sae_lens_matryoshka.config_file import ConfigError, parse_override, read_mapping
 
 
@@ -26,6 +26,13 @@ def test_local_parts_make_it_offline(settings: dict[str, Any]):
     assert not checked_config(settings).is_offline
 
 
+def test_a_worker_reads_what_it_is_sent(settings: dict[str, Any]):
+    settings["saes"].append({"name": "b", "demo": "best"})
+    settings["saes"].append({"name": "c", "demo": "best", "seed": 1})
+    config = checked_config(settings)
+    assert BenchConfig.model_validate_json(config.model_dump_json()) == config
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -38,6 +45,7 @@ def test_local_parts_make_it_offline(settings: dict[str, Any]):
         ("saes.0.repo", "user/repo", "exactly one of folder, repo, release, demo"),
         ("saes.0.id", "x", "id goes with a repo or a release"),
         ("saes.0.seed", 1, "seed goes with demo"),
+        ("saes.0.seed", 0, "seed goes with demo"),
         ("saes.0.levels", "some", "saes.0.levels"),
         ("saes.0.name", "a/b", "saes.0.name"),
         ("seeds", [1, 1], r"seeds: \[1, 1\] holds one twice"),
