@@ -20,6 +20,7 @@ OTHER_KINDS = (
     "synthetic_medium",
     "synthetic_16k",
 )  # tests/ground_truth
+DEMO_MODEL = ["demo_recipes", "demo_trainings"]
 NAMES = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {*OTHER_KINDS})
 
 
@@ -28,8 +29,7 @@ def load(name: str, quick: bool = False) -> BenchConfig:
 
 
 def test_the_examples_are_there():
-    names = ["demo_recipes", "gemma-2-2b-65k", "offline", "pythia-160m-layer8", "tinystories"]
-    assert names == NAMES
+    assert [*DEMO_MODEL, "gemma-2-2b-65k", "offline", "pythia-160m-layer8", "tinystories"] == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,7 +44,7 @@ def test_every_field_is_one_of_saebenchs(name: str):
     assert len(config.seeds) == 3
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("offline", "demo_recipes")])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("offline", *DEMO_MODEL)])
 def test_models_and_releases_are_known(name: str):
     config = load(name)
     assert any(config.model.name in aliases for aliases in MODEL_ALIASES.values())
@@ -83,6 +83,19 @@ def test_recipes_are_compared_without_a_network():
     assert config.is_offline
     assert [source.demo for source in config.saes] == ["batchtopk", "matryoshka", "best"]
     assert config.baseline == "batchtopk"
+
+
+def test_trainings_are_compared_as_recipes_are():
+    recipes, trainings, offline = load("demo_recipes"), load("demo_trainings"), load("offline")
+    assert trainings.is_offline
+    pairs = {(source.demo, source.seed) for source in trainings.saes}
+    assert pairs == {(source.demo, seed) for source in recipes.saes for seed in range(4)}
+    assert len(pairs) == len(trainings.saes)
+    assert trainings.evals == {
+        "absorption": recipes.evals["absorption"],
+        "sparse_probing": offline.evals["sparse_probing"],
+    }
+    assert (trainings.text, trainings.seeds) == (recipes.text, recipes.seeds)
 
 
 def test_offline_needs_no_network_and_compares_equals():
