@@ -15,6 +15,7 @@ from sae_lens_matryoshka.config_file import read_mapping
 FOLDER = Path(__file__).parents[2] / "bench_configs"
 OTHER_KINDS = (
     "toy_tree",
+    "synthetic_batches",
     "synthetic_controls",
     "synthetic_mini",
     "synthetic_medium",
