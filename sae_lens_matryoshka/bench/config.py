@@ -111,6 +111,11 @@ class SAESource(Strict):
             raise ValueError("revision goes with a repo in SAELens's format")
         return self
 
+    @property
+    def training_seed(self) -> int:
+        """The seed that an SAE of the demo is trained with."""
+        return self.seed or 0
+
 
 class PublishedSource(Strict):
     """

@@ -73,7 +73,7 @@ def open_sae(source: SAESource, demo_folder: Path) -> SAE[Any]:
 def _open(source: SAESource, demo_folder: Path) -> SAE[Any]:
     folder = source.folder
     if source.demo:
-        folder = demo_sae_folder(demo_folder, source.demo, source.seed or 0)
+        folder = demo_sae_folder(demo_folder, source.demo, source.training_seed)
     elif source.repo and source.id and source.format == "saelens":
         folder = download_sae(source.repo, source.id, source.revision)
     if folder is not None:

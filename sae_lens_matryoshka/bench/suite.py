@@ -157,7 +157,9 @@ def _prepare_demo(config: BenchConfig) -> None:
         from sae_lens_matryoshka.demo.labelled import write_data_sets
 
         _once(config.output / "demo" / "data", write_data_sets)
-    wanted = dict.fromkeys((source.demo, source.seed or 0) for source in config.saes if source.demo)
+    wanted = dict.fromkeys(
+        (source.demo, source.training_seed) for source in config.saes if source.demo
+    )
     with ThreadPoolExecutor(config.jobs) as pool:  # each waits for a process
         list(pool.map(lambda one: _demo_sae(config, *one), wanted))
 
