@@ -20,7 +20,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from benchmarks.shape import Shape
 from sae_lens_matryoshka import MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig
-from sae_lens_matryoshka.runner import use_fused_adam
+from sae_lens_matryoshka.fast_adam import speed_up_adam
 
 Step = Callable[[], Any]
 
@@ -67,7 +67,7 @@ def in_stock_trainer(
     data: Iterator[torch.Tensor] = cycle(batches)
     trainer = SAETrainer(cfg=cfg, sae=sae.to(device), data_provider=data, evaluator=None)
     if fused_adam:
-        use_fused_adam(trainer.optimizer)
+        speed_up_adam(trainer.optimizer)
     n_dead = int(share_dead * sae.cfg.d_sae)
     dead = torch.randperm(sae.cfg.d_sae, generator=torch.Generator().manual_seed(0))[:n_dead]
     dead = dead.to(device)

@@ -148,7 +148,7 @@ def encoder_gradients() -> Arms:
 def adams() -> Arms:
     """The transposed weight is W_enc stored latent by latent, which would spare the turning."""
 
-    def step(fused: bool, transposed: bool) -> Callable[[], object]:
+    def step(fused: bool, transposed: bool = False, silent: float = 0.0) -> Callable[[], object]:
         parameters = []
         for size in ((SHAPE.d_sae, SHAPE.d_in), (SHAPE.d_sae, SHAPE.d_in)):
             values, grad = torch.randn(size), torch.randn(size)
@@ -157,13 +157,25 @@ def adams() -> Arms:
             parameters.append(torch.nn.Parameter(values))
             parameters[-1].grad = grad
         optimizer = torch.optim.Adam(parameters, fused=fused)
+        _silence(optimizer, silent)
         return optimizer.step
 
     return {
-        "torch's default": step(fused=False, transposed=False),
-        "fused": step(fused=True, transposed=False),
+        "torch's default": step(fused=False),
+        "torch's default, a fifth of the latents silent": step(fused=False, silent=0.2),
+        "fused": step(fused=True),
+        "fused, a fifth of the latents silent": step(fused=True, silent=0.2),
         "fused, W_enc stored transposed": step(fused=True, transposed=True),
     }
+
+
+def _silence(optimizer: torch.optim.Adam, share: float) -> None:
+    """Leave a share of the latents as they are when they have not fired for about 900 steps."""
+    optimizer.step()
+    for parameter, state in optimizer.state.items():
+        silent = slice(int(share * len(parameter)))
+        parameter.grad[silent] = 0.0  # type: ignore[index]
+        state["exp_avg"][silent] = 1e-41
 
 
 def _entries(n_segments: int, n_columns: int) -> tuple[torch.Tensor, ...]:

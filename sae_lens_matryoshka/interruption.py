@@ -152,34 +152,3 @@ class InterruptibleTrainer(SAETrainer[Any, Any]):
                 return
             with whole_folder(Path(base) / checkpoint_name) as staging:
                 super().save_checkpoint(staging.name, staging.parent, wandb_aliases)
-
-
-def use_fused_adam(optimizer: torch.optim.Optimizer) -> bool:
-    """
-    Make a torch.optim.Adam take its steps in one fused kernel, where device and dtype allow it.
-
-    Args:
-        optimizer: As SAELens builds it, fresh or with loaded state, which is kept.
-
-    Returns:
-        Whether it is fused now.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    # None leaves the choice to torch, False would forbid its other fast path
-    fused = all(map(_has_fused_adam, parameters)) or None
-    state = optimizer.state_dict()
-    for group in state["param_groups"]:
-        group["fused"] = fused
-    optimizer.load_state_dict(state)  # moves the step counts to where the kernel needs them
-    return fused is True
-
-
-def _has_fused_adam(parameter: torch.Tensor) -> bool:
-    # the constructor takes fused=True anywhere; only a step tells
-    probe = torch.zeros(1, dtype=parameter.dtype, device=parameter.device, requires_grad=True)
-    probe.grad = torch.zeros_like(probe)
-    try:
-        torch.optim.Adam([probe], fused=True).step()
-    except RuntimeError:
-        return False
-    return True

@@ -21,11 +21,11 @@ from sae_lens_matryoshka import checkpoint
 from sae_lens_matryoshka.activation_stream import ResumableStore
 from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.config_rules import check_lengths
+from sae_lens_matryoshka.fast_adam import speed_up_adam
 from sae_lens_matryoshka.interruption import (
     InterruptibleTrainer,
     Interruption,
     TrainingInterrupted,
-    use_fused_adam,
 )
 from sae_lens_matryoshka.runner_config import LanguageModelSAERunnerConfig
 
@@ -128,7 +128,7 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
     def run_trainer_with_interruption_handling(
         self, trainer: SAETrainer[Any, Any]
     ) -> TrainingSAE[Any]:
-        use_fused_adam(trainer.optimizer)
+        speed_up_adam(trainer.optimizer)
         if isinstance(self.cfg, LanguageModelSAERunnerConfig) and self.cfg.lr_decay_to > 0:
             end_decay_at(trainer.lr_scheduler, self.cfg.lr_decay_to)
         return InterruptibleTrainer.adopt(trainer, self._interruption, self._store).fit()

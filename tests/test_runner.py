@@ -50,7 +50,6 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import sae_lens_matryoshka as slm
 from sae_lens_matryoshka import LanguageModelSAERunnerConfig, MatryoshkaSAETrainingRunner
 from sae_lens_matryoshka.activation_stream import MixingBuffer
-from sae_lens_matryoshka.interruption import use_fused_adam
 from sae_lens_matryoshka.runner import TrainingInterrupted
 
 StockConfig = sae_lens.LanguageModelSAERunnerConfig
@@ -298,28 +297,6 @@ def test_training_uses_the_fused_kernel_and_exact_step_counts(tmp_path: Path):
     assert saved["optimizer"]["param_groups"][0]["fused"] is True
     assert {state["step"].item() for state in saved["optimizer"]["state"].values()} == {24}
     assert saved["n_training_steps"] == 24
-
-
-def test_fused_adam_keeps_loaded_state():
-    weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
-    optimizers = [torch.optim.Adam([weight], lr=0.1) for weight in weights]
-    for step in range(4):
-        for weight, optimizer in zip(weights, optimizers):
-            weight.grad = torch.tensor([1.0, -2.0, float(step)])
-            optimizer.step()
-        if step == 1:
-            assert use_fused_adam(optimizers[1])
-    assert optimizers[1].param_groups[0]["fused"] is True
-    torch.testing.assert_close(weights[1], weights[0])
-
-
-def test_fused_adam_only_where_it_is_supported():
-    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))
-    optimizer = torch.optim.Adam([weight])
-    assert not use_fused_adam(optimizer)
-    weight.grad = torch.ones_like(weight)
-    optimizer.step()
-    assert not torch.equal(weight, torch.ones_like(weight))
 
 
 # ---- interruption and resuming

@@ -13,6 +13,7 @@ from sae_lens.synthetic import SyntheticModel
 from sae_lens.training.sae_trainer import SAETrainer
 
 from sae_lens_matryoshka.checkpoint import recent_activations, restore_recent_activations
+from sae_lens_matryoshka.fast_adam import speed_up_adam
 from sae_lens_matryoshka.ground_truth.own_randomness import OwnRandomness
 
 # Purposes of OwnRandomness.
@@ -74,6 +75,7 @@ class Pupil:
         with self._randomness.active():
             self.sae: TrainingSAE[Any] = get_sae_training_class(sae.architecture())[0](sae)
         self._trainer = SAETrainer(trainer, self.sae, data_provider=iter(()))
+        speed_up_adam(self._trainer.optimizer)
 
     def step(self, batch: torch.Tensor) -> None:
         """Train on a batch, (batch, d_in)."""
