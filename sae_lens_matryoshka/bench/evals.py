@@ -191,9 +191,9 @@ def _check_key(name: str, key: str, known: Sequence[str]) -> None:
 def _check_values(name: str, config: Any) -> None:
     check: dict[str, Callable[[str, Any], None]] = {
         "absorption": _check_absorption,
-        "sparse_probing": _check_data_sets,
-        "tpp": _check_data_sets,
-        "scr": _check_data_sets,
+        "sparse_probing": _check_sparse_probing,
+        "tpp": _check_tpp,
+        "scr": _check_scr,
         "sae_probes": _check_sae_probes,
         "core": lambda _name, _config: None,
     }
@@ -231,23 +231,30 @@ def _check_absorption(name: str, config: Any) -> None:
         raise ConfigError(f"evals.{name}.max_k_value: {config.max_k_value} must be at least 1.")
 
 
-def _check_data_sets(name: str, config: Any) -> None:
-    if name == "sparse_probing":
-        info = import_module("sae_bench.sae_bench_utils.dataset_info")
-        known = list(info.chosen_classes_per_dataset)
-    else:
-        known = list(type(config)().column1_vals_lookup)
-    if name == "tpp" and config.column1_vals_lookup != type(config)().column1_vals_lookup:
+def _check_sparse_probing(name: str, config: Any) -> None:
+    info = import_module("sae_bench.sae_bench_utils.dataset_info")
+    _check_dataset_names(name, config, list(info.chosen_classes_per_dataset))
+
+
+def _check_tpp(name: str, config: Any) -> None:
+    pairs = type(config)().column1_vals_lookup
+    if config.column1_vals_lookup != pairs:
         raise ConfigError(
             f"evals.{name}.column1_vals_lookup has no effect: SAEBench reads it for scr only. Leave it out."
         )
-    if name == "scr" and (
-        lacking := [n for n in config.dataset_names if n not in config.column1_vals_lookup]
-    ):
+    _check_dataset_names(name, config, list(pairs))
+
+
+def _check_scr(name: str, config: Any) -> None:
+    if lacking := [n for n in config.dataset_names if n not in config.column1_vals_lookup]:
         raise ConfigError(
             f"evals.{name}.column1_vals_lookup: no pairs of {lacking[0]!r}, which is among dataset_names. Give "
             "them, or take it out of dataset_names."
         )
+    _check_dataset_names(name, config, list(type(config)().column1_vals_lookup))
+
+
+def _check_dataset_names(name: str, config: Any, known: list[str]) -> None:
     for data_set in config.dataset_names:
         if data_set not in known:
             raise ConfigError(
