@@ -59,7 +59,7 @@ class Size:
     d_sae: int = 2048
     k: int = 24
     training_tokens: int = 800_000
-    batch_tokens: int = 1024
+    batch_tokens: int = 256
     evaluated_prompts: int = 64
     shown_prompts: int = 512
 
@@ -69,7 +69,6 @@ SMALL = Size(
     d_sae=256,
     k=8,
     training_tokens=100_000,
-    batch_tokens=256,
     evaluated_prompts=32,
     shown_prompts=64,
 )
@@ -174,10 +173,10 @@ def train(
         store_batch_size_prompts=32,
         n_batches_in_buffer=128,  # sequences to mix: 16,384 tokens
         n_batches_for_norm_estimate=10,
-        lr=1e-3,
-        lr_warm_up_steps=20,
+        lr=2e-3,
+        lr_warm_up_steps=80,
         lr_decay_steps=size.training_tokens // size.batch_tokens // 3,
-        dead_feature_window=50,  # SAELens's 1,000 steps are longer than the run
+        dead_feature_window=200,  # SAELens's 1,000 steps are a third of the run
         checkpoint_path=str(output / "checkpoints"),
         output_path=str(output / "sae"),
         logger=LoggingConfig(log_to_wandb=False),
