@@ -23,7 +23,7 @@ def test_an_error_stops_the_others(tmp_path: Path):
     with pytest.raises(ValueError, match="no such thing"):
         files = [tmp_path / name for name in ("a", "fails", "b", "c")]
         side_by_side(fail_or_go_on, files, 2, n_steps=1, verbose=False)
-    assert time.monotonic() - start < 200  # each of the others takes five minutes
+    assert time.monotonic() - start < 45  # each of the others takes a minute
     assert not list(tmp_path.iterdir())
 
 
