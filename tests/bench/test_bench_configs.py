@@ -20,6 +20,7 @@ OTHER_KINDS = (
     "synthetic_mini",
     "synthetic_medium",
     "synthetic_16k",
+    "synthetic_16k_revived",
 )  # tests/ground_truth
 DEMO_MODEL = ["demo_recipes", "demo_trainings"]
 NAMES = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {*OTHER_KINDS})
