@@ -13,17 +13,9 @@ from sae_lens_matryoshka.bench.plan import check_evals
 from sae_lens_matryoshka.config_file import read_mapping
 
 FOLDER = Path(__file__).parents[2] / "bench_configs"
-OTHER_KINDS = (
-    "toy_tree",
-    "synthetic_batches",
-    "synthetic_controls",
-    "synthetic_mini",
-    "synthetic_medium",
-    "synthetic_16k",
-    "synthetic_16k_revived",
-)  # tests/ground_truth
 DEMO_MODEL = ["demo_recipes", "demo_trainings"]
-NAMES = sorted({path.stem for path in FOLDER.glob("*.yaml")} - {*OTHER_KINDS})
+# those of other kinds are tested in tests/ground_truth
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if "kind" not in read_mapping(path))
 
 
 def load(name: str, quick: bool = False) -> BenchConfig:
