@@ -41,7 +41,8 @@ def options(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
         batch = int(given.get("train_batch_size_tokens", default))
         k = given.get("k") or ACTIVATION_OPTIONS["k"][1]
         # without d_sae the configuration will say so
-        full = _best(tokens // batch, batch, k, int(given.get("d_sae", 0)))
+        warm_up = int(given.get("lr_warm_up_steps", StockRunnerConfig.lr_warm_up_steps))
+        full = _best(tokens // batch, batch, k, int(given.get("d_sae", 0)), warm_up)
     added = {name: value for name, value in full.items() if name not in given}
     if not added:
         raise ValueError(
@@ -78,15 +79,19 @@ def _paper(steps: int, batch: int) -> dict[str, Any]:
     }
 
 
-def _best(steps: int, batch: int, k: float, d_sae: int) -> dict[str, Any]:
+def _best(steps: int, batch: int, k: float, d_sae: int, warm_up: int) -> dict[str, Any]:
+    # a share of the run, but time enough for a latent that fires a hundred times less than the average one
+    window = max(steps // 600, round(100 * d_sae / k / batch))
+    end = max(1, steps * 4 // 5)  # the last fifth trains what is saved, a stock SAE
     return {
         "matryoshka_widths": sorted({max(1, d_sae >> halvings) for halvings in range(6)}),
         "detach_inner_levels": True,
         "latent_order": "frequency",
-        "k_start": min(4 * k, d_sae),
-        "k_anneal_steps": max(1, steps // 2),
-        "resample_every": max(1, min(2500, steps // 12)),
-        "resample_until": max(1, steps * 4 // 5),
-        "dead_feature_window": max(1, min(DEAD_TOKENS // batch, max(100, steps // 30), steps // 4)),
-        "lr_decay_steps": steps // 3,
+        "k_aux": max(1, round(k / 2)),
+        "resample_every": max(1, min(2500, steps // 100)),
+        "resample_until": end,
+        "refinement_step": 0.3,
+        "refine_until": end,
+        "dead_feature_window": max(1, min(DEAD_TOKENS // batch, window, steps // 4)),
+        "lr_decay_steps": max(0, min(steps * 9 // 10, steps - warm_up)),
     }

@@ -36,15 +36,47 @@ def test_paper_is_the_example_of_the_papers_main_experiment():
 
 
 def test_best_has_lengths_that_are_shares_of_the_run():
-    cfg = config(recipe="best", k=8, training_tokens=1_200_000, train_batch_size_tokens=1000)
-    assert (cfg.sae.k_start, cfg.sae.k_anneal_steps) == (32, 600)
-    assert (cfg.sae.resample_every, cfg.sae.resample_until) == (100, 960)
-    assert (cfg.lr_decay_steps, cfg.dead_feature_window) == (400, 100)
+    cfg = config(recipe="best", k=8, training_tokens=6_000_000, train_batch_size_tokens=1000)
+    assert (cfg.sae.resample_every, cfg.sae.resample_until) == (60, 4800)
+    assert (cfg.sae.refinement_step, cfg.sae.refine_until) == (0.3, 4800)
+    assert (cfg.lr_decay_steps, cfg.dead_feature_window) == (5400, 10)
     assert cfg.sae.widths == [2, 4, 8, 16, 32, 64]
+    assert cfg.sae.k_aux == 4
     assert cfg.sae.latent_order == "frequency"
     assert cfg.sae.detach_inner_levels
     long = config(recipe="best", k=40, training_tokens=500_000_000, train_batch_size_tokens=2048)
-    assert (long.sae.resample_every, long.sae.k_start) == (2500, 64)  # d_sae at most
+    assert long.sae.resample_every == 2441
+
+
+@pytest.mark.parametrize(
+    ("tokens", "batch", "window"),
+    [
+        (
+            600_000,
+            256,
+            17,
+        ),  # 100 * 1024 / 24 tokens, a hundred times as long as the average latent needs
+        (600_000, 8192, 1),
+        (60_000_000, 256, 390),  # a 600th of the run
+        (60_000_000_000, 4096, 2441),  # 10 million tokens
+        (10_000, 256, 9),  # a quarter of the run
+    ],
+)
+def test_bests_dead_window(tokens, batch, window):
+    cfg = config(
+        recipe="best", k=24, d_sae=1024, training_tokens=tokens, train_batch_size_tokens=batch
+    )
+    assert cfg.dead_feature_window == window
+
+
+def test_bests_decay_leaves_room_for_the_warm_up():
+    run: dict[str, Any] = {
+        "recipe": "best",
+        "training_tokens": 1_000_000,
+        "train_batch_size_tokens": 1000,
+    }
+    assert config(k=8, lr_warm_up_steps=50, **run).lr_decay_steps == 900
+    assert config(k=8, lr_warm_up_steps=300, **run).lr_decay_steps == 700
 
 
 def test_the_papers_dead_window_counts_tokens():
@@ -67,7 +99,7 @@ def test_a_recipe_that_adds_nothing():
 
 def test_what_is_given_is_kept():
     given = {
-        "k_start": 20.0,
+        "k_aux": 20,
         "latent_order": "fixed",
         "lr_decay_steps": 7,
         "dead_feature_window": 9,
@@ -96,7 +128,8 @@ def test_impossible_recipes(options, message):
 
 def test_errors_name_what_nobody_gave():
     with pytest.raises(
-        ValueError, match=r"k_start=64.* has no effect.*recipe='best' added .*k_start"
+        ValueError,
+        match=r"refinement_step=0.3 has no effect.*recipe='best' added .*refinement_step",
     ):
         config(recipe="best", activation="relu")
 

@@ -148,19 +148,23 @@ def train(
         output: Folder for the SAE and for checkpoints.
         size: How much to train.
         widths: Nested widths; [d_sae] makes a flat SAE, None the default levels.
-        recipe: A recipe for the SAE; the learning rate and the window of dead latents stay.
+        recipe: A recipe for the SAE, with lengths of its own; learning rate and warm-up stay.
         seed: Of the SAE's start.
     """
     torch.manual_seed(seed)
-    # not None, which would replace a recipe's levels
-    levels: dict[str, Any] = {} if widths is None else {"matryoshka_widths": list(widths)}
+    given: dict[str, Any] = {}  # beside a recipe only what is to replace its own
+    if widths is not None:
+        given["matryoshka_widths"] = list(widths)
+    if recipe is None:
+        given["lr_decay_steps"] = size.training_tokens // size.batch_tokens // 3
+        given["dead_feature_window"] = 200  # SAELens's 1,000 steps are a third of the run
     cfg = LanguageModelSAERunnerConfig(
         architecture="matryoshka",
         recipe=recipe,
         d_in=model.cfg.d_model,
         d_sae=size.d_sae,
         k=size.k,
-        **levels,
+        **given,
         normalize_activations="expected_average_only_in",
         model_name=MODEL_NAME,
         hook_name=HOOK_NAME,
@@ -175,8 +179,6 @@ def train(
         n_batches_for_norm_estimate=10,
         lr=2e-3,
         lr_warm_up_steps=80,
-        lr_decay_steps=size.training_tokens // size.batch_tokens // 3,
-        dead_feature_window=200,  # SAELens's 1,000 steps are a third of the run
         checkpoint_path=str(output / "checkpoints"),
         output_path=str(output / "sae"),
         logger=LoggingConfig(log_to_wandb=False),

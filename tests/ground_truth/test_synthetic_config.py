@@ -35,7 +35,7 @@ def test_16k_has_the_published_settings():
     comparison = shipped("synthetic_16k")
     assert (comparison.model, comparison.d_sae, comparison.k) == ("16k", 4096, 25)
     trainer = comparison.trainer_config("plain")
-    assert (trainer.lr, trainer.train_batch_size_samples) == (1e-3, 1024)  # lr: of a shorter run
+    assert (trainer.lr, trainer.train_batch_size_samples) == (1e-3, 512)  # of a shorter run
     plain = comparison.sae_config("plain", 768)
     assert isinstance(plain, MatryoshkaTrainingSAEConfig)
     assert plain.matryoshka_widths == [128, 512, 2048, 4096]
@@ -128,14 +128,14 @@ def test_a_model_of_the_hub_is_left_to_saelens(tmp_path: Path):
 
 class TestRecipe:
     def test_fills_in_the_sae_and_its_trainer(self, tmp_path: Path):
-        arms = {"best": {"recipe": "best", "k_start": 5, "training": {"dead_feature_window": 7}}}
+        arms = {"best": {"recipe": "best", "k_aux": 5, "training": {"dead_feature_window": 7}}}
         comparison = config(tmp_path, arms=arms)
         sae, trainer = comparison.sae_config("best", 16), comparison.trainer_config("best")
         assert isinstance(sae, MatryoshkaTrainingSAEConfig)
-        assert (sae.latent_order, sae.k_start) == ("frequency", 5)
+        assert (sae.latent_order, sae.k_aux) == ("frequency", 5)
         steps = trainer.total_training_steps
-        assert sae.k_anneal_steps == steps // 2
-        assert (trainer.lr_decay_steps, trainer.dead_feature_window) == (steps // 3, 7)
+        assert sae.resample_until == steps * 4 // 5
+        assert (trainer.lr_decay_steps, trainer.dead_feature_window) == (steps * 9 // 10, 7)
 
     def test_the_papers_leaves_the_data_as_they_are(self, tmp_path: Path):
         arms = {"paper": {"recipe": "paper", "training": {"lr_warm_up_steps": 1}}}
