@@ -151,6 +151,8 @@ def test_the_demos_best_is_the_recipe(tmp_path, monkeypatch):
     sae = made[0].sae
     assert sae.widths == [32, 64, 128, 256, 512, 1024]
     assert (sae.latent_order, sae.detach_inner_levels) == ("frequency", True)
+    # lengths are the recipe's, not the quickstart's
+    assert (made[0].dead_feature_window, made[0].lr_decay_steps) == (17, 2343 * 9 // 10)
 
 
 def test_beside_a_whole_configuration():
@@ -211,5 +213,6 @@ def test_best_trains_under_both_runners(tmp_path, runner_class):
     runner.run()
     opened = slm.MatryoshkaSAE.load_from_disk(tmp_path / "output")
     assert opened.widths == (4, 12, 32)
+    assert opened.sae.cfg.architecture() == "jumprelu"  # a stock one, for all its second look
     x = torch.randn(20, 16)
     assert opened.reconstructions(x).isfinite().all()
