@@ -19,6 +19,7 @@ def auxiliary_loss(
     encoder: engine.Encoder,
     W_dec: torch.Tensor,
     order: torch.Tensor | None,
+    snapped: bool,
 ) -> torch.Tensor:
     """
     How well dead latents reconstruct what is left over.
@@ -30,6 +31,7 @@ def auxiliary_loss(
         encoder: Of the batch; the dead latents are encoded again.
         W_dec: (d_sae, d_in)
         order: The latent at each place that levels count, (d_sae,); None: as they are.
+        snapped: Whether the error is the norm of what is left, not its square, as the levels' errors then are.
 
     Returns:
         Scalar, 0 while no latent is dead.
@@ -49,7 +51,7 @@ def auxiliary_loss(
         group = order[lo:hi][dead[order[lo:hi]]]  # (dead,)
         if len(group):
             residual = step_input.sae_in - reconstruction
-            loss = loss + _fit(encoder, W_dec, group, residual, k_aux, scale)
+            loss = loss + _fit(encoder, W_dec, group, residual, k_aux, scale, snapped)
     return loss if cfg.aux_loss_coefficient is None else cfg.aux_loss_coefficient * loss
 
 
@@ -61,6 +63,7 @@ def _fit(
     residual: torch.Tensor,
     k_aux: int,
     scale: torch.Tensor | None,
+    snapped: bool,
 ) -> torch.Tensor:
     """The loss of dead latents, given by index, on a residual, (batch, d_in)."""
     W_enc, b_enc, W_dec = encoder.W_enc[:, dead], encoder.b_enc[dead], W_dec[dead]
@@ -74,6 +77,7 @@ def _fit(
             k_aux,
             norm,
             None if scale is None else scale[rows],
+            snapped,
         )
 
     # where most of a wide dictionary is dead, (batch, dead) would not fit into memory

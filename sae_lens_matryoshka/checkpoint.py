@@ -38,13 +38,14 @@ STOCK_FILENAMES = (
 )
 
 # Fields in which a checkpoint must agree, and those in which it always may differ.
-SHAPE_FIELDS = ("architecture", "d_in", "d_sae")
+SHAPE_FIELDS = ("architecture", "d_in", "d_sae", "activation", "latent_order")
 FREE_FIELDS = ("device", "dtype", "metadata")
 
 # Options that keep a state of their own, with the value that keeps none: a checkpoint has it or has it not.
 OPTIONS_WITH_STATE = {
-    "latent_order": "fixed",
     "refinement_step": None,
+    "refine_until": None,
+    "target_l0": None,
     "prefix_sampling": "fixed",
     "b_dec_init": "zeros",
 }
@@ -59,6 +60,7 @@ SCHEDULE_FIELDS = (
     "n_restart_cycles",
     "adam_beta1",
     "adam_beta2",
+    "lr_decay_to",
 )
 LENGTH_FIELDS = ("training_tokens", "train_batch_size_tokens")
 
@@ -194,11 +196,12 @@ def check_checkpoint(path: str, sae_cfg: TrainingSAEConfig) -> None:
         )
     saved = json.loads((folder / SAE_CFG_FILENAME).read_text())
     wanted = sae_cfg.to_dict()
-    differing = [name for name in SHAPE_FIELDS if saved[name] != wanted[name]]
+    both = saved.keys() & wanted.keys()
+    differing = [name for name in SHAPE_FIELDS if name in both and saved[name] != wanted[name]]
     differing += [
         name
         for name, off in OPTIONS_WITH_STATE.items()
-        if name in saved and name in wanted and (saved[name] == off) != (wanted[name] == off)
+        if name in both and (saved[name] == off) != (wanted[name] == off)
     ]
     if differing:
         raise ValueError(
@@ -224,7 +227,8 @@ def check_schedule_is_kept(path: str, cfg: LanguageModelSAERunnerConfig[Any]) ->
     file = Path(path) / RUNNER_CFG_FILENAME
     if not file.is_file():
         return
-    saved, wanted = json.loads(file.read_text()), cfg.to_dict()
+    absent = {"lr_decay_to": 0.0}  # which SAELens's configurations do not have
+    saved, wanted = absent | json.loads(file.read_text()), absent | cfg.to_dict()
     is_constant = saved.get("lr_scheduler_name") == "constant" and not saved.get("lr_decay_steps")
     names = SCHEDULE_FIELDS if is_constant else (*SCHEDULE_FIELDS, *LENGTH_FIELDS)
     changed = [name for name in names if name in saved and saved[name] != wanted.get(name)]

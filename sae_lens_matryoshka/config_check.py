@@ -4,6 +4,7 @@ from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from typing import Any, get_args, get_origin, get_type_hints
 
+from sae_lens import logger
 from sae_lens.config import LoggingConfig
 from sae_lens.saes.sae import TrainingSAEConfig
 
@@ -80,13 +81,23 @@ def _follow_recipe(
     if sae.get("architecture", ARCHITECTURE) != ARCHITECTURE:
         raise ConfigError(f"{name}: recipe: {recipe} is for architecture {ARCHITECTURE} only.")
     of_sae = {field.name for field in fields(MatryoshkaTrainingSAEConfig)}
+    given = {**values, **sae}
     try:
-        added = recipes.options(recipe, {**values, **sae})
+        added = recipes.options(recipe, given)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
+    if kept := recipes.overruled(recipe, given):
+        logger.warning(
+            "%s: recipe: %s leaves as they are given: %s. Leave them out to have the recipe's: %s.",
+            *(name, recipe, _listed({key: given[key] for key in kept}), _listed(kept)),
+        )
     for key, value in added.items():
         (sae if key in of_sae else values)[key] = value
     return recipe, added
+
+
+def _listed(options: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in options.items())
 
 
 # What SAELens's flags lack.

@@ -261,7 +261,12 @@ def check_lengths(
         )
     if cfg.resample_every is None:
         return
-    last = min(n_steps - 1, n_steps if cfg.resample_until is None else cfg.resample_until)
+    if cfg.resample_until is not None and cfg.resample_until >= n_steps:
+        raise ValueError(
+            f"resample_until={cfg.resample_until} has no effect in a run of {n_steps} steps. Lower it, or "
+            "leave it out."
+        )
+    last = n_steps - 1 if cfg.resample_until is None else cfg.resample_until
     last = last // cfg.resample_every * cfg.resample_every
     if dead_feature_window >= last:
         raise ValueError(

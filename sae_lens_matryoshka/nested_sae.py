@@ -47,7 +47,7 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
     b_enc: nn.Parameter
     threshold: nn.Parameter  # jumprelu only
     topk_threshold: torch.Tensor  # batchtopk only: running value, for logs and checkpoints
-    start_topk_threshold: torch.Tensor  # refinement_step only: the first pass's running value
+    start_topk_threshold: torch.Tensor  # saved refined only: the first pass's running value
     l1_scale: torch.Tensor  # relu with target_l0 only: the controller's factor
     b_dec_is_set: torch.Tensor  # b_dec_init="geometric_median" only
     prefix_seed: torch.Tensor  # prefix_sampling="random" only
@@ -63,7 +63,7 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         self.k_now = cfg.k  # while k_start is annealed: what the last training step had
         if cfg.activation == "batchtopk":
             self._register_scalar("topk_threshold", 0.0)
-        if cfg.refinement_step is not None:
+        if cfg.is_saved_refined:
             self._register_scalar("start_topk_threshold", 0.0)
         if cfg.activation == "relu" and cfg.target_l0 is not None:
             self._register_scalar("l1_scale", 1.0)

@@ -38,7 +38,9 @@ def annealed_k(
     """k at a training step: linear from k_start to k over n_steps, k afterwards or without a start."""
     if k is None or k_start is None or n_steps is None:
         return k
-    return k_start + (k - k_start) * min(1.0, step / n_steps)
+    if step >= n_steps:
+        return k  # exactly
+    return k_start + (k - k_start) * step / n_steps
 
 
 def draw_prefixes(d_sae: int, n_prefixes: int, power: float, seed: int) -> list[int]:
@@ -98,12 +100,16 @@ def nested_error(
         (levels,)
     """
     if snapped:
-        errors = errors.clamp(min=torch.finfo(errors.dtype).tiny).sqrt()
+        errors = _root(errors)
     if tilt is None:
         return errors.mean(dim=-1)
     mean = errors.detach().mean(dim=-1, keepdim=True)
     relative = errors.detach() / mean.clamp(min=torch.finfo(errors.dtype).tiny)
     return (errors * (tilt * relative).softmax(dim=-1)).sum(dim=-1)
+
+
+def _root(errors: torch.Tensor) -> torch.Tensor:
+    return errors.clamp(min=torch.finfo(errors.dtype).tiny).sqrt()
 
 
 def token_squared_errors(x: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
@@ -204,6 +210,7 @@ def dead_latent_loss(
     k_aux: int,
     norm: torch.Tensor | None = None,
     row_scale: torch.Tensor | None = None,
+    snapped: bool = False,
 ) -> torch.Tensor:
     """How well the k_aux strongest dead latents of each token reconstruct the residual.
 
@@ -218,9 +225,10 @@ def dead_latent_loss(
         norm: Factor of each latent when they are ranked, (dead,), or None for 1.
         row_scale: Factor that maps each row's reconstruction back to the residual's units, (batch,
             1), or None when they agree.
+        snapped: As in nested_error, which it is added to.
 
     Returns:
-        Scalar, summed over dimensions and averaged over the batch.
+        Scalar, the error of a token averaged over the batch.
     """
     n_dead, acts = hidden_pre.shape[-1], hidden_pre
     if k_aux < n_dead:
@@ -230,8 +238,9 @@ def dead_latent_loss(
     reconstruction = acts @ W_dec
     if row_scale is not None:
         reconstruction = reconstruction * row_scale
-    error = (reconstruction - residual.detach()).pow(2).sum(dim=-1).mean()
-    return min(n_dead / k_aux, 1.0) * error
+    errors = (reconstruction - residual.detach()).pow(2).sum(dim=-1)  # (batch,)
+    errors = _root(errors) if snapped else errors
+    return min(n_dead / k_aux, 1.0) * errors.mean()
 
 
 def row_scale(x: torch.Tensor, normalize_activations: str) -> torch.Tensor | None:

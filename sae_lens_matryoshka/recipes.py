@@ -1,5 +1,6 @@
 """Whole configurations by name: the paper's, and the best that docs/results/synthetic.md supports."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -32,18 +33,7 @@ def options(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: All of them are given, so that the recipe has no effect.
     """
-    tokens = int(given.get("training_tokens", StockRunnerConfig.training_tokens))
-    if recipe == "paper":
-        batch = int(given.get("train_batch_size_tokens", 2048))
-        full = _paper(tokens // batch, batch)
-    else:
-        default = StockRunnerConfig.train_batch_size_tokens
-        batch = int(given.get("train_batch_size_tokens", default))
-        k = given.get("k") or ACTIVATION_OPTIONS["k"][1]
-        # without d_sae the configuration will say so
-        warm_up = int(given.get("lr_warm_up_steps", StockRunnerConfig.lr_warm_up_steps))
-        full = _best(tokens // batch, batch, k, int(given.get("d_sae", 0)), warm_up)
-    added = {name: value for name, value in full.items() if name not in given}
+    added = {k: v for k, v in _whole(recipe, given).items() if k not in given}
     if not added:
         raise ValueError(
             f"recipe={recipe!r} has no effect: every option of it is given, as in the configuration of a run that "
@@ -52,18 +42,45 @@ def options(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
     return added
 
 
+def overruled(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the recipe that `given` has otherwise; the recipe's values."""
+    return {k: v for k, v in _whole(recipe, given).items() if k in given and given[k] != v}
+
+
 @contextmanager
 def named_in_errors(recipe: Recipe | None, added: Mapping[str, Any]) -> Iterator[None]:
-    """Within, a ValueError also says which options the recipe added, since nobody gave them."""
+    """Within, a ValueError also says which of its options the recipe added, since nobody gave them."""
     try:
         yield
     except ValueError as error:
-        if recipe is None:
+        named = [name for name in sorted(added) if re.search(rf"\b{name}\b", str(error))]
+        if not named:
             raise
         raise ValueError(
-            f"{error} (recipe={recipe!r} added {', '.join(sorted(added))}; what is given beside it, e.g. "
+            f"{error} (recipe={recipe!r} added {', '.join(named)}; what is given beside it, e.g. "
             "null, replaces that.)"
         ) from error
+
+
+def _whole(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    tokens = int(_number(given, "training_tokens", StockRunnerConfig.training_tokens))
+    default = 2048 if recipe == "paper" else StockRunnerConfig.train_batch_size_tokens
+    batch = int(_number(given, "train_batch_size_tokens", default))
+    if recipe == "paper":
+        options = _paper(tokens // batch, batch)
+    else:
+        warm_up = int(_number(given, "lr_warm_up_steps", StockRunnerConfig.lr_warm_up_steps))
+        k = _number(given, "k", ACTIVATION_OPTIONS["k"][1])
+        options = _best(tokens // batch, batch, k, int(_number(given, "d_sae", 1)), warm_up)
+    if given.get("lr_scheduler_name", "constant") != "constant":
+        del options["lr_decay_steps"]  # SAELens would decay from where the schedule ends
+    return options
+
+
+def _number(given: Mapping[str, Any], name: str, default: float) -> float:
+    """What is given, where a length can be made of it; what cannot, the configuration will refuse."""
+    value = given.get(name)
+    return value if isinstance(value, (int, float)) and value > 0 else default
 
 
 def _paper(steps: int, batch: int) -> dict[str, Any]:

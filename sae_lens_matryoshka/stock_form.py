@@ -58,7 +58,7 @@ class SavedAsStockSAE(NestedSAE, ABC):
             # thresholds are in units of hidden_pre * |W_dec|, and W_dec was just divided
             if self.cfg.activation == "batchtopk":
                 self.topk_threshold /= scaling_factor
-            if self.cfg.refinement_step is not None:
+            if self.cfg.is_saved_refined:
                 self.start_topk_threshold /= scaling_factor
             if self.cfg.activation == "jumprelu":
                 self.threshold.data /= scaling_factor

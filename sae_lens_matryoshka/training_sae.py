@@ -76,7 +76,8 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         if cfg.refine_until is not None:
             self.refines_now = step < cfg.refine_until
         encoder = self.encoder(x)
-        *first_pass, code = self.encode_to_codes(encoder, dense=self._is_observed(x))
+        codes = self.encode_to_codes(encoder, dense=self._is_observed(x))
+        code = codes[-1]
         feature_acts, hidden_pre = code.tensors()
 
         prefixes = self._prefixes(step)
@@ -91,14 +92,15 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         recons = self.run_time_activation_norm_fn_out(self.hook_sae_recons(recons))
         nested = _select(recons, widths, prefixes)
 
-        snapped = cfg.snap_after_steps is not None and step >= cfg.snap_after_steps
         squared_errors = objective.token_squared_errors(x, nested)  # (prefixes, batch)
-        errors = objective.nested_error(squared_errors, cfg.tilt, snapped)  # (prefixes,)
+        errors = objective.nested_error(
+            squared_errors, cfg.tilt, self._is_snapped(step)
+        )  # (prefixes,)
         losses = self._sparsity_loss(step_input, code, prefixes, weights, order)
         losses |= self._aux_loss(step_input, nested, encoder, order)
         loss = (errors * errors.new_tensor(weights)).sum() + sum(losses.values())
         _require_finite(loss, step_input)
-        self._follow(step_input, code, first_pass)
+        self._follow(step_input, codes)
         self._plan_resampling(step_input, nested[-1])
 
         metrics = self._threshold_metrics()
@@ -114,6 +116,9 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             losses={**self._named_errors(squared_errors, prefixes), **losses},
             metrics=metrics,
         )
+
+    def _is_snapped(self, step: int) -> bool:
+        return self.cfg.snap_after_steps is not None and step >= self.cfg.snap_after_steps
 
     @not_compiled
     def _prefixes(self, step: int) -> list[int]:
@@ -139,11 +144,9 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
 
     @not_compiled
     @torch.no_grad()
-    def _follow(
-        self, step_input: TrainStepInput, code: engine.Code, first_pass: list[engine.Code]
-    ) -> None:
-        """Update what is not a parameter: the running threshold, the L1 controller."""
-        cfg = self.cfg
+    def _follow(self, step_input: TrainStepInput, codes: list[engine.Code]) -> None:
+        """Update what is not a parameter: the running thresholds, the L1 controller."""
+        cfg, code = self.cfg, codes[-1]
         if cfg.activation != "topk" and cfg.wanted_l0 is not None:
             self.recent_activations.add(step_input.sae_in)
         if cfg.latent_order != "fixed":
@@ -152,9 +155,10 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
                 self.latent_scores, cfg.latent_order, code, len(step_input.sae_in), norms
             )
         if cfg.activation == "batchtopk":
-            follow_cut(self.topk_threshold, code.smallest_active())
-        for first in first_pass:
-            follow_cut(self.start_topk_threshold, first.smallest_active())
+            saved = code if cfg.is_saved_refined else codes[0]
+            follow_cut(self.topk_threshold, saved.smallest_active())
+        if cfg.is_saved_refined:
+            follow_cut(self.start_topk_threshold, codes[0].smallest_active())
         if cfg.activation == "relu" and cfg.target_l0 is not None:
             if step_input.coefficients["l1"] < cast(float, cfg.l1_coefficient):
                 return  # still warming up: L0 says nothing about the final weight yet
@@ -231,7 +235,8 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         if self.cfg.aux_loss == "none":
             return {}
         recons = sae_out if sae_out.dim() == 3 else sae_out[None]
-        loss = auxiliary_loss(self.cfg, step_input, recons, encoder, self.W_dec, order)
+        snapped = self._is_snapped(step_input.n_training_steps)
+        loss = auxiliary_loss(self.cfg, step_input, recons, encoder, self.W_dec, order, snapped)
         return {"auxiliary_reconstruction_loss": loss}
 
     def _sparsity_loss(

@@ -320,6 +320,7 @@ def test_bad_checkpoints_are_refused_before_training(tmp_path: Path):
         {"latent_order": "energy"},
         {"refinement_step": 0.3},
         {"prefix_sampling": "random"},
+        {"activation": "relu", "k": None},
     ):
         refuses(
             tmp_path,
@@ -333,11 +334,40 @@ def test_bad_checkpoints_are_refused_before_training(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"latent_order": "energy"}, {"latent_order": "frequency"}),
+        ({"refinement_step": 0.3}, {"refine_until": 10}),
+        ({"activation": "relu", "k": None}, {"target_l0": 3}),
+        ({"activation": "relu", "k": None}, {"activation": "jumprelu"}),
+    ],
+)
+def test_a_state_is_not_taken_for_another(
+    tmp_path: Path, before: dict[str, Any], after: dict[str, Any]
+):
+    """Such as mean squares for frequencies."""
+    before = {"matryoshka_widths": [4, 12, 32], **before}
+    path = str(stopped(make_runner(tmp_path, **before), step=2))
+    says = f"holds another SAE: {next(iter(after))}="
+    refuses(tmp_path, ValueError, says, resume_from_checkpoint=path, **(before | after))
+
+
+@pytest.mark.parametrize(
     ("before", "after", "says"),
     [
         ({}, {"lr": 1e-5}, "lr=0.003.* lr=1e-05.* would have no effect"),
         ({}, {"lr_decay_steps": 0}, "lr_decay_steps=7"),
         ({}, {"training_tokens": 48 * 32}, "training_tokens=768"),
+        (
+            {"lr_scheduler_name": "constant", "lr_decay_to": 0.1},
+            {"lr_decay_to": 0.0},
+            "lr_decay_to=0.1",
+        ),
+        (
+            {"lr_scheduler_name": "constant"},
+            {"lr_decay_to": 0.1},
+            "lr_decay_to=0.0.* lr_decay_to=0.1 would have no effect",
+        ),
     ],
 )
 def test_a_resumed_run_cannot_have_other_learning_rates(

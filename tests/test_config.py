@@ -299,6 +299,7 @@ class TestLengths:
             ({"snap_after_steps": 100}, "snap_after_steps=100 has no effect"),
             ({"refinement_step": 0.3, "refine_until": 100}, "refine_until=100 is not reached"),
             ({"resample_every": 100}, "the last step to resample at is 0"),
+            ({"resample_every": 25, "resample_until": 100}, "resample_until=100 has no effect"),
             ({"resample_every": 25, "resample_until": 49}, "the last step to resample at is 25"),
             ({"resample_every": 10, "resample_until": 30}, "dead after dead_feature_window=30"),
         ],

@@ -138,6 +138,13 @@ class TestDeadLatentLoss:
         one = objective.dead_latent_loss(hidden_pre, W_dec, torch.ones(5, 3), k_aux=1)
         torch.testing.assert_close(few, one / 4)
 
+    def test_snapped_is_the_mean_norm(self):
+        """In the units of the snapped error that it is added to."""
+        hidden_pre, W_dec, residual = torch.randn(5, 2), torch.randn(2, 3), torch.randn(5, 3)
+        actual = objective.dead_latent_loss(hidden_pre, W_dec, residual, k_aux=4, snapped=True)
+        expected = (hidden_pre @ W_dec - residual).norm(dim=-1).mean() / 2
+        torch.testing.assert_close(actual, expected)
+
     def test_gradient_reaches_encoder_and_decoder_but_not_the_residual(self):
         hidden_pre = torch.tensor([[3.0, -1.0, 2.0], [0.0, 5.0, 1.0]], requires_grad=True)
         W_dec = torch.randn(3, 3, requires_grad=True)
@@ -240,5 +247,6 @@ class TestNestedError:
 def test_k_goes_linearly_and_stays():
     at = [objective.annealed_k(step, 4.0, 12.0, 8) for step in (0, 2, 8, 9, 1000)]
     assert at == [12.0, 10.0, 4.0, 4.0, 4.0]
+    assert objective.annealed_k(8, 0.1, 1.0, 8) == 0.1  # to the last bit: it is multiplied and cut
     assert objective.annealed_k(3, 4.0, None, None) == 4.0
     assert objective.annealed_k(3, None, None, None) is None

@@ -48,6 +48,34 @@ def test_best_has_lengths_that_are_shares_of_the_run():
     assert long.sae.resample_every == 2441
 
 
+@pytest.mark.parametrize("recipe", ["paper", "best"])
+def test_no_decay_beside_a_schedule_that_ends_low(recipe):
+    """SAELens's decay would follow the whole schedule, squeezed into what is left of the run."""
+    run = {"k": 8, "training_tokens": 6_000_000, "lr_scheduler_name": "cosineannealing"}
+    assert config(recipe=recipe, **run).lr_decay_steps == 0
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        {"train_batch_size_tokens": 0},
+        {"training_tokens": None},
+        {"lr_warm_up_steps": None},
+        {"k": "8"},
+        {"k": -3},
+        {"d_sae": None},
+    ],
+    ids=str,
+)
+def test_what_is_impossible_without_the_recipe_is_answered_alike(impossible):
+    answers = []
+    for recipe in ({}, {"recipe": "best"}):
+        with pytest.raises(Exception) as raised:
+            config(**{"k": 8, "training_tokens": 6_000_000, **recipe, **impossible})
+        answers.append((type(raised.value), str(raised.value)))
+    assert answers[0] == answers[1]
+
+
 @pytest.mark.parametrize(
     ("tokens", "batch", "window"),
     [
@@ -180,6 +208,18 @@ class TestFile:
         assert ours.sae.to_dict() | {"metadata": None} == other.sae.to_dict() | {"metadata": None}
         for name in ("lr", "lr_warm_up_steps", "lr_decay_steps", "dead_feature_window"):
             assert getattr(ours, name) == getattr(other, name), name
+
+    def test_what_the_file_gives_otherwise_is_said(self, load, caplog):
+        with caplog.at_level("WARNING"):
+            load("recipe: best", "matryoshka_widths: [4, 16, 64]", "k_aux: 4")
+        (line,) = [
+            record.getMessage() for record in caplog.records if "recipe" in record.getMessage()
+        ]
+        assert "leaves as they are given: matryoshka_widths=[4, 16, 64]." in line
+        assert "to have the recipe's: matryoshka_widths=[2, 4, 8, 16, 32, 64]." in line
+        caplog.clear()
+        load("recipe: best")
+        assert not [r for r in caplog.records if "recipe" in r.getMessage()]
 
     def test_unknown(self, load):
         with pytest.raises(ConfigError, match="recipe is 'new', but must be paper or best"):

@@ -356,6 +356,14 @@ class TestRefinement:
         assert sae.start_topk_threshold == pytest.approx(first.smallest_active().item(), rel=0.3)
         assert sae.start_topk_threshold != sae.topk_threshold
 
+    def test_running_threshold_is_of_the_pass_that_is_saved(self):
+        until, once = new_sae(k=3, refinement_step=4.0, refine_until=100), new_sae(k=3)
+        once.load_state_dict(until.state_dict())
+        step(until, batch())
+        step(once, batch())
+        assert until.topk_threshold == once.topk_threshold > 0
+        assert "start_topk_threshold" not in until.state_dict()
+
     def test_hooks_see_the_last_pass(self):
         sae, seen = new_sae(k=3, refinement_step=4.0), {}
         for point in (sae.hook_sae_acts_pre, sae.hook_sae_acts_post):
