@@ -1,13 +1,9 @@
 """Checkpoints on disk: whole or not there, checked before they are used, random generators included."""
 
 import json
-import os
 import random
-import shutil
 import tempfile
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -66,83 +62,6 @@ LENGTH_FIELDS = ("training_tokens", "train_batch_size_tokens")
 
 # Modes whose statistics are folded into the weights at the end of training.
 FOLDED_NORMALIZATIONS = ("expected_average_only_in", "covariance_whitening")
-
-
-# ---- writing
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """
-    Write a folder that appears under its name only when it is complete.
-
-    Args:
-        target: The folder's final path. One that is there already is replaced as a whole, and kept
-            when writing fails.
-
-    Yields:
-        An empty folder to write into; renamed to target when the block ends without an error.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = _new_folder(target.parent, target.name)
-    try:
-        yield staging
-        _flush(staging)
-        _put_in_place(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextmanager
-def whole_files(folder: Path) -> Iterator[Path]:
-    """
-    Write files that replace those of a folder only when all of them are complete.
-
-    The folder itself is not renamed, since it may be a mount point and hold files of others.
-
-    Args:
-        folder: The folder that the files are for; created when missing.
-
-    Yields:
-        An empty folder to write the files into.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    staging = _new_folder(folder, "saving")
-    try:
-        yield staging
-        _flush(staging)
-        for file in sorted(staging.iterdir()):
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    # mkdtemp would close the folder to everyone else
-    folder = parent / f".{name}.{uuid.uuid4().hex[:8]}"
-    folder.mkdir()
-    return folder
-
-
-def _flush(folder: Path) -> None:
-    """Bring the files to the disk: a rename must not survive a power cut that their data does not."""
-    for file in filter(Path.is_file, folder.rglob("*")):
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-
-
-def _put_in_place(staging: Path, target: Path) -> None:
-    if not target.exists():
-        os.rename(staging, target)
-        return
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.replaced")
-    os.rename(target, aside)
-    try:
-        os.rename(staging, target)
-    except BaseException:
-        os.rename(aside, target)
-        raise
-    shutil.rmtree(aside)
 
 
 # ---- checks before training

@@ -75,14 +75,10 @@ def _follow_recipe(
     recipe = values.pop("recipe", None)
     if recipe is None:
         return None, {}
-    if recipe not in get_args(recipes.Recipe):
-        known = " or ".join(get_args(recipes.Recipe))
-        raise ConfigError(f"{name}: recipe is {recipe!r}, but must be {known}.")
-    if sae.get("architecture", ARCHITECTURE) != ARCHITECTURE:
-        raise ConfigError(f"{name}: recipe: {recipe} is for architecture {ARCHITECTURE} only.")
     of_sae = {field.name for field in fields(MatryoshkaTrainingSAEConfig)}
     given = {**values, **sae}
     try:
+        recipes.check(recipe, sae.get("architecture", ARCHITECTURE))
         added = recipes.options(recipe, given)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error

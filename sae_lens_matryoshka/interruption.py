@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Self, override
 
 from sae_lens_matryoshka.activation_stream import ResumableStore
-from sae_lens_matryoshka.checkpoint import whole_folder
+from sae_lens_matryoshka.whole import whole_folder
 
 
 class TrainingInterrupted(Exception):

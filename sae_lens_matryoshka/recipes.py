@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sae_lens import LanguageModelSAERunnerConfig as StockRunnerConfig
 
-from sae_lens_matryoshka.config import ACTIVATION_OPTIONS
+from sae_lens_matryoshka.config import ACTIVATION_OPTIONS, ARCHITECTURE
 
 Recipe = Literal["paper", "best"]
 
@@ -45,6 +45,21 @@ def options(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
 def overruled(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the recipe that `given` has otherwise; the recipe's values."""
     return {k: v for k, v in _whole(recipe, given).items() if k in given and given[k] != v}
+
+
+def check(recipe: Any, architecture: str) -> None:
+    """
+    Check that there is such a recipe, for such an SAE.
+
+    Raises:
+        ValueError: Says which there are.
+    """
+    if recipe not in get_args(Recipe):
+        raise ValueError(f"recipe={recipe!r} must be one of {list(get_args(Recipe))}, or left out.")
+    if architecture != ARCHITECTURE:
+        raise ValueError(
+            f"recipe={recipe!r} is for architecture {ARCHITECTURE!r}, not {architecture!r}. Leave one out."
+        )
 
 
 @contextmanager

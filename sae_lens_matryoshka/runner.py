@@ -28,6 +28,7 @@ from sae_lens_matryoshka.interruption import (
     TrainingInterrupted,
 )
 from sae_lens_matryoshka.runner_config import LanguageModelSAERunnerConfig
+from sae_lens_matryoshka.whole import whole_files
 
 __all__ = [
     "LanguageModelSAERunnerConfig",
@@ -152,7 +153,7 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
         output_path: str,
         log_feature_sparsity: torch.Tensor | None = None,
     ) -> None:
-        with checkpoint.whole_files(Path(output_path)) as staging:
+        with whole_files(Path(output_path)) as staging:
             super().save_final_sae(sae, str(staging), log_feature_sparsity)
 
     def _say_where_results_are(self) -> None:

@@ -4,7 +4,7 @@ import copy
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Generic, Literal, get_args, overload
+from typing import Any, Generic, Literal, overload
 
 import sae_lens
 from sae_lens import TrainingSAEConfig
@@ -88,7 +88,12 @@ class LanguageModelSAERunnerConfig(
         options = copy.deepcopy(kwargs)
         added: dict[str, Any] = {}
         if recipe is not None:
-            _check_recipe(recipe, sae, architecture)
+            recipes.check(recipe, architecture or ARCHITECTURE)
+            if sae is not None:
+                raise ValueError(
+                    f"recipe={recipe!r} fills in the SAE's fields, but sae= gives all of them. Give them flat "
+                    "instead."
+                )
             added = recipes.options(recipe, options)
             options |= added
         if sae is None:
@@ -173,21 +178,6 @@ def training_config_class(architecture: str) -> type[TrainingSAEConfig]:
             "it, or choose one of these."
         )
     return SAE_TRAINING_CLASS_REGISTRY[architecture][1]
-
-
-def _check_recipe(recipe: Any, sae: Any, architecture: str | None) -> None:
-    if recipe not in get_args(recipes.Recipe):
-        raise ValueError(
-            f"recipe={recipe!r} must be one of {list(get_args(recipes.Recipe))}, or left out."
-        )
-    if sae is not None:
-        raise ValueError(
-            f"recipe={recipe!r} fills in the SAE's fields, but sae= gives all of them. Give them flat instead."
-        )
-    if architecture not in (None, ARCHITECTURE):
-        raise ValueError(
-            f"recipe={recipe!r} is for architecture {ARCHITECTURE!r}, not {architecture!r}. Leave one out."
-        )
 
 
 def _names(config_class: type[Any]) -> frozenset[str]:

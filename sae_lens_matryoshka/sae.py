@@ -13,12 +13,12 @@ from sae_lens.saes.standard_sae import StandardSAE
 from sae_lens.saes.topk_sae import TopKSAE
 
 from sae_lens_matryoshka import engine, level_results
-from sae_lens_matryoshka.checkpoint import whole_files
 from sae_lens_matryoshka.config import resolve_widths
 from sae_lens_matryoshka.fingerprint import holds_weights_of
 from sae_lens_matryoshka.latent_parameters import LATENT_DIM
 from sae_lens_matryoshka.nested_sae import is_hooked
 from sae_lens_matryoshka.refined_sae import RefinedSAE
+from sae_lens_matryoshka.whole import whole_files
 
 UNIT_TOLERANCE = 1e-5  # SAEBench's own, which warns beyond it
 

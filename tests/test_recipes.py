@@ -222,7 +222,7 @@ class TestFile:
         assert not [r for r in caplog.records if "recipe" in r.getMessage()]
 
     def test_unknown(self, load):
-        with pytest.raises(ConfigError, match="recipe is 'new', but must be paper or best"):
+        with pytest.raises(ConfigError, match="recipe='new' must be one of"):
             load("recipe: new")
 
     def test_of_a_run_that_is_resumed(self, tmp_path):
@@ -234,7 +234,9 @@ class TestFile:
             checked_config(settings, str(saved), is_saved=True)
 
     def test_another_architecture(self, load):
-        with pytest.raises(ConfigError, match="recipe: best is for architecture matryoshka only"):
+        with pytest.raises(
+            ConfigError, match="recipe='best' is for architecture 'matryoshka', not 'topk'"
+        ):
             load("recipe: best", "architecture: topk")
 
 

@@ -26,8 +26,7 @@ from sae_lens_matryoshka.bench.results import (
 )
 from sae_lens_matryoshka.bench.rows import DECODER_MAX_COSINE, FVU, L0
 from sae_lens_matryoshka.bench.table import markdown, write_csv
-from sae_lens_matryoshka.checkpoint import whole_files
-from sae_lens_matryoshka.json_file import write_json
+from sae_lens_matryoshka.whole import whole_files, write_json
 
 
 def compared_metrics(config: BenchConfig) -> list[Metric]:

@@ -7,7 +7,7 @@ from sae_lens_matryoshka.bench.outcome import Metric, Outcome
 from sae_lens_matryoshka.bench.plot_html import page
 from sae_lens_matryoshka.bench.plot_png import figure
 from sae_lens_matryoshka.bench.plot_series import charts
-from sae_lens_matryoshka.checkpoint import whole_files
+from sae_lens_matryoshka.whole import whole_files
 
 DPI = 150
 

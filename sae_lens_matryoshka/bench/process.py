@@ -25,7 +25,7 @@ from sae_lens_matryoshka.bench.results import (
     read_status,
     write_status,
 )
-from sae_lens_matryoshka.json_file import write_json
+from sae_lens_matryoshka.whole import write_json
 
 POLL_SECONDS = 0.2
 TAIL_BYTES, TAIL_CHARS = 20_000, 1_000

@@ -11,7 +11,7 @@ from sae_lens_matryoshka.bench.config import BenchConfig, PublishedSource
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Outcome
 from sae_lens_matryoshka.bench.plan import Item, Job
 from sae_lens_matryoshka.config_file import ConfigError
-from sae_lens_matryoshka.json_file import write_json
+from sae_lens_matryoshka.whole import write_json
 
 RESULT = "eval_results.json"
 STATUS = "status.json"

@@ -1,7 +1,6 @@
 """SAEBench's evals, run on one SAE at a time over a cache that is built before the first of them."""
 
 import json
-import os
 import shutil
 from dataclasses import asdict
 from importlib import import_module
@@ -20,6 +19,7 @@ from sae_lens_matryoshka.bench.evals import SMALLEST_DICTIONARY, counts
 from sae_lens_matryoshka.bench.fidelity import activations, measure
 from sae_lens_matryoshka.bench.outcome import FIDELITY
 from sae_lens_matryoshka.bench.runner import Runner
+from sae_lens_matryoshka.whole import save_tensor
 
 SAE_PROBES_CONTEXT = 1024  # its own; longer texts lose their beginning
 
@@ -37,7 +37,7 @@ class FidelityRunner(Runner):
         path = self.cache / f"activations_bos_{sae.cfg.metadata.prepend_bos}.pt"
         if not path.exists():
             text = TextSource(**self.given)
-            _save_whole(activations(self.model, sae, text, self.batch_size), path)
+            save_tensor(path, activations(self.model, sae, text, self.batch_size))
         x = torch.load(path, weights_only=True)
         found = measure(sae.to(self.device, getattr(torch, self.dtype)), x)
         result = {"eval_type_id": FIDELITY, "eval_result_metrics": {FIDELITY: asdict(found)}}
@@ -142,14 +142,7 @@ def make_float32(folder: Path) -> None:
     for path in folder.rglob("*.pt"):
         cached = torch.load(path, weights_only=True)
         if cached.dtype != torch.float32:
-            _save_whole(cached.float(), path)
-
-
-def _save_whole(tensor: torch.Tensor, path: Path) -> None:
-    """A worker may be killed at any time, and what is half written would be read again."""
-    partial = path.with_suffix(".partial")
-    torch.save(tensor, partial)
-    os.replace(partial, path)
+            save_tensor(path, cached.float())
 
 
 class CoreRunner(Runner):

@@ -13,8 +13,8 @@ from sae_lens_matryoshka.bench.cells import (
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Metric, Outcome
 from sae_lens_matryoshka.bench.rows import FVU, L0, Row, group
 from sae_lens_matryoshka.bench.statistics import difference
-from sae_lens_matryoshka.checkpoint import whole_files
 from sae_lens_matryoshka.markdown_table import pipe_table
+from sae_lens_matryoshka.whole import whole_files
 
 CSV_HEADER = (
     "sae",

@@ -35,9 +35,9 @@ from sae_lens_matryoshka.bench.sources import (
     open_sae,
 )
 from sae_lens_matryoshka.fingerprint import fingerprint
-from sae_lens_matryoshka.json_file import write_json
 from sae_lens_matryoshka.parent_process import end_with_the_parent
 from sae_lens_matryoshka.sae import copy_of
+from sae_lens_matryoshka.whole import write_json
 
 
 def main() -> None:

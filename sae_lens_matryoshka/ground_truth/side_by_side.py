@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 Task = TypeVar("Task")
+Result = TypeVar("Result")
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -36,12 +37,12 @@ _line: _Line | None = None  # in a worker: the line to the process that started 
 
 
 def side_by_side(
-    work: Callable[[Task, Tell], None],
+    work: Callable[[Task, Tell], Result],
     tasks: Sequence[Task],
     n_processes: int,
     n_steps: int,
     verbose: bool,
-) -> None:
+) -> list[Result]:
     """
     Do all tasks.
 
@@ -51,6 +52,9 @@ def side_by_side(
         n_processes: How many at a time. More than one: each computes in a single thread.
         n_steps: Of all tasks together, for the progress bar.
         verbose: Whether to show it.
+
+    Returns:
+        What work returned, task by task.
 
     Raises:
         Exception: What a task raised. The others are stopped.
@@ -63,12 +67,13 @@ def side_by_side(
         waiting = [pool.submit(_do, work, task) for task in tasks]
         with tqdm(total=n_steps, unit="step", smoothing=0.01, disable=not verbose) as bar:
             _watch(waiting, line, bar)
+        return [future.result() for future in waiting]
     finally:
         line.stop.set()
         pool.shutdown(cancel_futures=True)
 
 
-def _watch(waiting: Sequence["Future[None]"], line: _Line, bar: "tqdm[Any]") -> None:
+def _watch(waiting: Sequence["Future[Any]"], line: _Line, bar: "tqdm[Any]") -> None:
     pending = set(waiting)
     while pending:
         done, pending = wait(pending, SECONDS_BETWEEN_LOOKS, return_when=FIRST_EXCEPTION)
@@ -100,9 +105,9 @@ def _end_with_parent() -> None:
     os._exit(1)  # killed, it could not say stop
 
 
-def _do(work: Callable[[Task, Tell], None], task: Task) -> None:
+def _do(work: Callable[[Task, Tell], Result], task: Task) -> Result:
     _tell(steps=0)
-    work(task, _tell)
+    return work(task, _tell)
 
 
 def _tell(steps: int = 1) -> None:

@@ -18,8 +18,8 @@ from sae_lens.synthetic import (
     ZipfianFiringProbabilityConfig,
 )
 
-from sae_lens_matryoshka.checkpoint import whole_folder
 from sae_lens_matryoshka.ground_truth.orthogonal_features import feature_dictionary
+from sae_lens_matryoshka.whole import as_read, whole_folder
 
 _HIERARCHY = HierarchyConfig(
     total_root_nodes=128,
@@ -101,4 +101,4 @@ def _holds(folder: Path, wanted: SyntheticModelConfig) -> bool:
     file = folder / SYNTHETIC_MODEL_CONFIG_FILENAME
     if not file.is_file():
         return False
-    return json.loads(file.read_text()) == json.loads(json.dumps(wanted.to_dict()))
+    return json.loads(file.read_text()) == as_read(wanted.to_dict())

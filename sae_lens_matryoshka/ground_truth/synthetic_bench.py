@@ -13,7 +13,6 @@ from sae_lens.synthetic import SyntheticModel
 from tqdm import tqdm
 
 import sae_lens_matryoshka
-from sae_lens_matryoshka.checkpoint import whole_files
 from sae_lens_matryoshka.ground_truth import lockstep
 from sae_lens_matryoshka.ground_truth.own_randomness import OwnRandomness
 from sae_lens_matryoshka.ground_truth.side_by_side import Tell, side_by_side
@@ -23,7 +22,7 @@ from sae_lens_matryoshka.ground_truth.synthetic_config import SyntheticConfig
 from sae_lens_matryoshka.ground_truth.synthetic_measures import Judge, Measures
 from sae_lens_matryoshka.ground_truth.synthetic_table import tables
 from sae_lens_matryoshka.ground_truth.unfinished import Unfinished
-from sae_lens_matryoshka.json_file import write_json
+from sae_lens_matryoshka.whole import as_read, whole_files, write_json
 
 # What a number may depend on beside the configuration.
 VERSIONS = {
@@ -165,7 +164,7 @@ def _is_finished(config: SyntheticConfig, arm: str, seed: int, model_hash: str) 
     file = _run_file(config, arm, seed)
     if not file.is_file():
         return False
-    wanted = json.loads(json.dumps(_configuration(config, arm, seed, model_hash), default=str))
+    wanted = as_read(_configuration(config, arm, seed, model_hash))
     return json.loads(file.read_text(encoding="utf-8"))["configuration"] == wanted
 
 

@@ -181,10 +181,8 @@ class SyntheticConfig(TrainerSettings):
     def _arms_can_be_trained(self) -> "SyntheticConfig":
         for name in self.arms:
             try:
-                if self.arms[name].recipe and self.arms[name].architecture != ARCHITECTURE:
-                    raise ValueError(
-                        f"recipe is for architecture {ARCHITECTURE} only. Leave it out"
-                    )
+                if self.arms[name].recipe is not None:
+                    recipes.check(self.arms[name].recipe, self.arms[name].architecture)
                 # the model, which knows d_in, is not there yet
                 sae, trainer = self.sae_config(name, d_in=self.d_sae), self.trainer_config(name)
                 with recipes.named_in_errors(self.arms[name].recipe, self._recipe_options(name)):
@@ -205,14 +203,14 @@ class SyntheticConfig(TrainerSettings):
                 "data, but all arms are to see the same numbers. Leave it out"
             )
         n_steps = trainer.total_training_steps
-        if isinstance(sae, MatryoshkaTrainingSAEConfig):
-            check_lengths(sae, n_steps, trainer.dead_feature_window)
         if n_steps < 1:
             raise ValueError(
                 f"{trainer.total_training_samples} samples do not fill a batch of "
                 f"{trainer.train_batch_size_samples}. Raise samples, or lower batch_size"
             )
         check_schedule(n_steps, trainer.lr_warm_up_steps, trainer.lr_decay_steps)
+        if isinstance(sae, MatryoshkaTrainingSAEConfig):
+            check_lengths(sae, n_steps, trainer.dead_feature_window)
 
     def sae_config(self, arm: str, d_in: int) -> TrainingSAEConfig:
         """A new configuration of the arm's SAE."""

@@ -14,9 +14,9 @@ from sae_lens.synthetic import (
     eval_sae_on_synthetic_data,
 )
 
-from sae_lens_matryoshka.checkpoint import whole_folder
 from sae_lens_matryoshka.ground_truth.absorption_rate import absorption_rate, children_by_parent
 from sae_lens_matryoshka.ground_truth.stored_draw import Replay, StoredDraw
+from sae_lens_matryoshka.whole import whole_folder
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,21 @@
 """`kind: toy_tree`: a vanilla and a Matryoshka SAE on the paper's toy tree, over several seeds."""
 
 import logging
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import Field
-from tqdm import tqdm
 
-from sae_lens_matryoshka.checkpoint import whole_files
 from sae_lens_matryoshka.ground_truth.matching import match
+from sae_lens_matryoshka.ground_truth.side_by_side import Tell, side_by_side
 from sae_lens_matryoshka.ground_truth.toy_training import Arm, train
 from sae_lens_matryoshka.ground_truth.toy_tree import ToyTree
-from sae_lens_matryoshka.json_file import write_json
 from sae_lens_matryoshka.markdown_table import pipe_table, spread
 from sae_lens_matryoshka.schema import AbsolutePath, Strict
+from sae_lens_matryoshka.whole import whole_files, write_json
 
 TOKENS_FOR_L0 = 100_000
 HEADER = (
@@ -91,28 +87,31 @@ def run(config: ToyTreeConfig, verbose: bool = True) -> tuple[list[ToyResult], s
         The results, by arm and seed, and the table in Markdown. The output folder holds both, the heat
         maps of the first seed, and the SAEs.
     """
-    arms = get_args(Arm)
     config.output.mkdir(parents=True, exist_ok=True)
-    spawn = multiprocessing.get_context("spawn")  # a forked child may hang in torch's threads
-    with ProcessPoolExecutor(config.jobs, mp_context=spawn) as pool:
-        waiting = [
-            pool.submit(one, arm, seed, config.steps, config.output)
-            for seed, arm in product(config.seeds, arms)
-        ]
-        done = tqdm(as_completed(waiting), total=len(waiting), unit="SAE", disable=not verbose)
-        results = [future.result() for future in done]
-    results.sort(key=lambda result: (arms.index(result.arm), config.seeds.index(result.seed)))
+    tasks = [ToyTask(config, arm, seed) for arm, seed in product(get_args(Arm), config.seeds)]
+    results = side_by_side(one, tasks, config.jobs, config.steps * len(tasks), verbose)
     _write(config, results)
     return results, table(results)
 
 
-def one(arm: Arm, seed: int, steps: int, output: Path) -> ToyResult:
+@dataclass(frozen=True)
+class ToyTask:
+    """One SAE to train."""
+
+    config: ToyTreeConfig
+    arm: Arm
+    seed: int
+
+
+def one(task: ToyTask, tell: Tell) -> ToyResult:
     """Train and judge one SAE; in a process of its own."""
+    config, arm, seed = task.config, task.arm, task.seed
     torch.set_num_threads(1)  # the matrices are tiny
     # the paper's target of 1.23 lies above what the tree has to give, and is not met
     logging.getLogger("sae_lens_matryoshka").setLevel(logging.ERROR)
     tree = ToyTree(seed)
-    sae = train(arm, tree, steps, seed, output / "saes" / f"{arm}_seed_{seed}")
+    folder = config.output / "saes" / f"{arm}_seed_{seed}"
+    sae = train(arm, tree, config.steps, seed, folder, tell)
     with torch.no_grad():
         matching = match(sae.W_dec, tree.features)
         l0 = (sae.encode(tree.activations(TOKENS_FOR_L0)) > 0).float().sum(dim=-1).mean().item()

@@ -8,22 +8,24 @@ from sae_lens import SAE
 from sae_lens.saes.sae import TrainStepInput
 
 from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
+from sae_lens_matryoshka.ground_truth.side_by_side import Tell
 from sae_lens_matryoshka.ground_truth.toy_tree import D_IN, N_FEATURES, ToyTree
 from sae_lens_matryoshka.latent_order import DECAY, order_of
 from sae_lens_matryoshka.latent_parameters import LATENT_DIM
 from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
+from sae_lens_matryoshka.whole import whole_folder
 
 Arm = Literal["vanilla", "matryoshka"]
 
 BATCH = 200
 TARGET_L0 = 1.2338
-L1_START, L1_WARM_UP = 0.2, 0.2
+L1_START, L1_WARM_UP_SHARE = 0.2, 0.2
 LR, LR_WARM_UP_STEPS, LR_DECAY_FROM, LR_END = 3e-2, 100, 0.8, 0.1
 BETAS = (0.5, 0.9375)
 N_PREFIXES = 10
 
 
-def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path) -> SAE[Any]:
+def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path, tell: Tell) -> SAE[Any]:
     """
     Train, save, and load again with stock SAELens.
 
@@ -33,9 +35,10 @@ def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path) -> SAE[A
         steps: Of 200 tokens each; the paper has 40,000.
         seed: Of the SAE's start and its prefixes.
         folder: Where to save it.
+        tell: Called after each step.
     """
     torch.manual_seed(seed)
-    sae = MatryoshkaTrainingSAE(_config(arm, steps))
+    sae = MatryoshkaTrainingSAE(_config(arm))
     # of the authors' scale; apart from the decoder's directions fewer latents die
     with torch.no_grad():
         sae.W_enc.normal_(std=D_IN**-0.5)
@@ -43,7 +46,7 @@ def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path) -> SAE[A
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, steps))
     energy = torch.zeros(N_FEATURES)  # running mean at each place
     for step in range(steps):
-        warm = min(1.0, step / (L1_WARM_UP * steps))
+        warm = min(1.0, step / (L1_WARM_UP_SHARE * steps))
         batch = TrainStepInput(tree.activations(BATCH), {"l1": L1_START * warm}, None, step, False)
         out = sae.training_forward_pass(batch)
         optimizer.zero_grad(set_to_none=True)
@@ -58,8 +61,10 @@ def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path) -> SAE[A
         schedule.step()
         if arm == "matryoshka":
             _sort(sae, order_of(energy))
+        tell()
     sae.fold_W_dec_norm()
-    sae.save_inference_model(str(folder))
+    with whole_folder(folder) as staging:
+        sae.save_inference_model(str(staging))
     return SAE.load_from_disk(folder)
 
 
@@ -77,7 +82,7 @@ def _sort(sae: MatryoshkaTrainingSAE, order: torch.Tensor) -> None:
             parameter.copy_(parameter.index_select(LATENT_DIM[name], order))
 
 
-def _config(arm: Arm, steps: int) -> MatryoshkaTrainingSAEConfig:
+def _config(arm: Arm) -> MatryoshkaTrainingSAEConfig:
     prefixes: dict[str, Any] = {"matryoshka_widths": [N_FEATURES]}
     if arm == "matryoshka":
         prefixes = {"prefix_sampling": "random", "n_prefixes": N_PREFIXES}
@@ -86,7 +91,6 @@ def _config(arm: Arm, steps: int) -> MatryoshkaTrainingSAEConfig:
         d_sae=N_FEATURES,
         activation="relu",
         l1_coefficient=L1_START,
-        l1_warm_up_steps=int(L1_WARM_UP * steps),
         target_l0=TARGET_L0,
         rescale_acts_by_decoder_norm=False,
         **prefixes,

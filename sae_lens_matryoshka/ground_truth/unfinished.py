@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sae_lens_matryoshka.checkpoint import whole_folder
 from sae_lens_matryoshka.ground_truth.lockstep import Lockstep
-from sae_lens_matryoshka.json_file import write_json
+from sae_lens_matryoshka.whole import as_read, whole_folder, write_json
 
 SECONDS_BETWEEN_SAVES = 600.0
 _CONFIGURATION_FILENAME = "configuration.json"
@@ -20,18 +19,19 @@ class Unfinished:
 
     Args:
         folder: Where.
-        configuration: All that the training depends on; what is kept of another one is not used.
+        configuration: All that the training of each SAE depends on, by name; what is kept of others is not used.
     """
 
     def __init__(self, folder: Path, configuration: dict[str, Any]):
         self._folder = folder
-        self._configuration = json.loads(json.dumps(configuration, default=str))
+        self._configuration = as_read(configuration)
         self._saved_at = time.monotonic()
 
     def resume(self, training: Lockstep) -> None:
-        """Go on from what is kept, if there is something of this configuration."""
+        """Go on from what is kept, if all of the SAEs are in it."""
         file = self._folder / _CONFIGURATION_FILENAME
-        if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == self._configuration:
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        if all(kept.get(name) == wanted for name, wanted in self._configuration.items()):
             training.load(self._folder)
 
     def save_when_due(self, training: Lockstep) -> None:

@@ -21,7 +21,7 @@ from sae_lens.saes.sae import SAEMetadata
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from sae_lens_matryoshka.checkpoint import FOLDED_NORMALIZATIONS, STATE_FILENAME, whole_files
+from sae_lens_matryoshka.checkpoint import FOLDED_NORMALIZATIONS, STATE_FILENAME
 from sae_lens_matryoshka.hub.checkpoints import (
     CONFIG_FILENAME,
     DICTIONARY_LEARNING_WEIGHTS,
@@ -32,6 +32,7 @@ from sae_lens_matryoshka.hub.checkpoints import (
 )
 from sae_lens_matryoshka.hub.folder import open_folder, sparsity_beside, widths_beside
 from sae_lens_matryoshka.sae import MatryoshkaSAE, has_unit_norms, named_widths, not_finite
+from sae_lens_matryoshka.whole import whole_files
 
 # The file that tells whose checkpoint it is, and the one that lies beside it.
 _FORMATS = {

@@ -18,7 +18,7 @@ from sae_lens_matryoshka.bench.results import (
     write_status,
 )
 from sae_lens_matryoshka.config_file import ConfigError
-from sae_lens_matryoshka.json_file import write_json
+from sae_lens_matryoshka.whole import write_json
 
 
 def result(eval_type: str, **categories: dict[str, Any]) -> dict[str, Any]:

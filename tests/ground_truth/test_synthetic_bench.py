@@ -176,6 +176,28 @@ def test_an_interrupted_seed_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("trained")
+def test_an_sae_that_is_finished_leaves_the_others_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Killed between the results of two SAEs, the training of the second is not done again."""
+    comparison = config(tmp_path, seeds=[3])
+    monkeypatch.setattr(unfinished, "SECONDS_BETWEEN_SAVES", 0.0)
+    measure, calls = synthetic_bench.Judge.measure, iter(range(9))
+
+    def measure_one(*args: Any) -> Any:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    monkeypatch.setattr(synthetic_bench.Judge, "measure", measure_one)
+    with pytest.raises(KeyboardInterrupt):
+        run(comparison, verbose=False)
+    steps = count_steps(monkeypatch)
+    run(comparison, verbose=False)
+    assert not steps
+
+
+@pytest.mark.usefixtures("trained")
 def test_what_is_kept_of_another_configuration_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -149,5 +149,5 @@ class TestRecipe:
             config(tmp_path, arms={"paper": {"recipe": "paper"}})
 
     def test_is_for_our_architecture_only(self, tmp_path: Path):
-        with pytest.raises(ValueError, match="recipe is for architecture matryoshka only"):
+        with pytest.raises(ValueError, match="recipe=.best. is for architecture .matryoshka., not"):
             config(tmp_path, arms={"a": {"architecture": "batchtopk", "recipe": "best"}})

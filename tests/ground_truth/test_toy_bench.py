@@ -57,7 +57,7 @@ def test_the_table():
 
 
 def test_sorting_moves_whole_latents():
-    sae = MatryoshkaTrainingSAE(_config("matryoshka", 100))
+    sae = MatryoshkaTrainingSAE(_config("matryoshka"))
     x, order = torch.randn(8, D_IN), torch.randperm(N_FEATURES)
     W_dec, acts, recons = sae.W_dec.detach().clone(), sae.encode(x), sae(x)
     _sort(sae, order)
