@@ -192,6 +192,8 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
             self.aux_loss = "global" if self.uses_top_k else "none"
         self.matryoshka_widths = resolve_widths(self.matryoshka_widths, self.d_sae)
         self.validate()
+        if self.level_weights is not None:
+            self.level_weights = list(self.level_weights)
         self._make_whole_numbers_int()
         super().__post_init__()
 

@@ -274,6 +274,13 @@ def test_snapping_is_for_the_top_k(activation):
         config(activation=activation, snap_after_steps=5)
 
 
+def test_lists_are_not_shared_with_the_caller():
+    widths, weights = [4, 16, 64], [1.0, 1.0, 1.0]
+    cfg = config(matryoshka_widths=widths, level_weights=weights, k=4)
+    widths[0], weights[0] = 8, -5.0
+    assert (cfg.matryoshka_widths, cfg.level_weights) == ([4, 16, 64], [1, 1, 1])
+
+
 class TestLengths:
     """Options that count steps, in a run of 100 steps whose latents are dead after 30."""
 

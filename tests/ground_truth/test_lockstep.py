@@ -30,13 +30,18 @@ ARMS: dict[str, Any] = {
     },
     "jumprelu": {"architecture": "jumprelu", "l0_warm_up_steps": 4},
     "ours": {"matryoshka_widths": [4, 16], "aux_loss": "per_level"},
-    "best": {
+    "best": {"recipe": "best"},
+    "options": {
         "matryoshka_widths": [4, 8, 16],
         "detach_inner_levels": True,
-        "latent_order": "frequency",
+        "latent_order": "energy",
         "k_start": 6,
         "k_anneal_steps": 4,
         "resample_every": 4,
+        "refinement_step": 0.3,
+        "refine_until": 5,
+        "tilt": 0.5,
+        "snap_after_steps": 3,
         "training": {"dead_feature_window": 3},
     },
     "random": {"prefix_sampling": "random"},  # which depend on the step's number
@@ -86,7 +91,7 @@ def test_each_is_trained_as_by_saelenss_runner(
     # the one difference, which rounds differently
     monkeypatch.setattr(sae_trainer, "Adam", partial(torch.optim.Adam, fused=True))
     together = trained(comparison, model, list(ARMS))
-    for arm, settings in ARMS.items():
+    for arm in ARMS:
         reference = SyntheticSAERunner(
             SyntheticSAERunnerConfig(
                 synthetic_model=TINY,
@@ -100,7 +105,7 @@ def test_each_is_trained_as_by_saelenss_runner(
                 run_final_eval=False,
                 feature_sampling_window=3,
                 logger=LoggingConfig(log_to_wandb=False),
-                **settings.get("training", {}),
+                dead_feature_window=comparison.trainer_config(arm).dead_feature_window,
             ),
             override_synthetic_model=model,
             override_sae=new_pupil(comparison, arm).sae,
