@@ -175,7 +175,7 @@ def _light_class(name: str, module: Literal["eval_config", "eval_output"], cls: 
     except ModuleNotFoundError as error:
         raise ImportError(
             f"SAEBench is not installed ({error.name} is missing). Install it with: "
-            'pip install "sae-lens-matryoshka[bench]"'
+            'pip install "sae-lens-matryoshka[bench]", in a checkout pip install ".[bench]"'
         ) from error
 
 

@@ -140,6 +140,7 @@ def _run_bench(
         from sae_lens_matryoshka.bench import checked_config, run
     except ModuleNotFoundError as error:
         raise ImportError(
-            f'{error}. The command needs the extra [bench]: pip install "sae-lens-matryoshka[bench]"'
+            f'{error}. The command needs the extra [bench]: pip install "sae-lens-matryoshka[bench]", in a '
+            'checkout pip install ".[bench]"'
         ) from error
     return run(checked_config(settings, name, overrides), only)

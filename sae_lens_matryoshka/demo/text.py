@@ -31,7 +31,7 @@ SPELLING_LINES = 11
 
 INSTALL_HINT = (
     "The demo reads its text from the package sae-probes, which is not installed. "
-    'Install it with: pip install "sae-lens-matryoshka[demo]"'
+    'Install it with: pip install "sae-lens-matryoshka[demo]", in a checkout pip install ".[demo]"'
 )
 
 
