@@ -112,18 +112,19 @@ def _paper(steps: int, batch: int) -> dict[str, Any]:
 
 
 def _best(steps: int, batch: int, k: float, d_sae: int, warm_up: int) -> dict[str, Any]:
-    # a share of the run, but time enough for a latent that fires a hundred times less than the average one
-    window = max(steps // 600, round(100 * d_sae / k / batch))
+    # time enough for a latent that fires a hundred times less than the average one; a share of longer runs
+    window = max(round(100 * d_sae / k / batch), steps // 600)
+    window = min(window, DEAD_TOKENS // batch, steps // 4)  # short enough to come into effect
     end = max(1, steps * 4 // 5)  # the last fifth trains what is saved, a stock SAE
     return {
         "matryoshka_widths": sorted({max(1, d_sae >> halvings) for halvings in range(6)}),
         "detach_inner_levels": True,
         "latent_order": "frequency",
-        "k_aux": max(1, round(k / 2)),
-        "resample_every": max(1, min(2500, steps // 100)),
+        "k_aux": max(1, round(k / 2)),  # many dead latents would all fit the same residual
+        "resample_every": max(1, min(2500, steps // 100)),  # dead latents should not wait long
         "resample_until": end,
-        "refinement_step": 0.3,
+        "refinement_step": 0.3,  # as "LISTA-Matryoshka"
         "refine_until": end,
-        "dead_feature_window": max(1, min(DEAD_TOKENS // batch, window, steps // 4)),
+        "dead_feature_window": max(1, window),
         "lr_decay_steps": max(0, min(steps * 9 // 10, steps - warm_up)),
     }
