@@ -87,7 +87,7 @@ def searches() -> Arms:
 
 def decodes() -> Arms:
     """A segment for every level and token."""
-    rows, columns, values, offsets = _entries(SHAPE.levels * SHAPE.batch, SHAPE.d_sae)
+    _, columns, values, offsets = _entries(SHAPE.levels * SHAPE.batch, SHAPE.d_sae)
     W_dec = torch.randn(SHAPE.d_sae, SHAPE.d_in)
     csr = _csr(offsets, columns, values, SHAPE.d_sae)
     return {

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-# Share of each level's group in the dictionary: the paper's (appendix A).
-FRACTIONS = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
+from sae_lens_matryoshka.config import resolve_widths
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,8 @@ class Shape:
     @property
     def widths(self) -> list[int]:
         """The paper's nested widths for five levels, equal groups for another number."""
-        if self.levels == 1 + len(FRACTIONS):
-            edges = [sum(FRACTIONS[: i + 1]) for i in range(len(FRACTIONS))]
-            return [int(edge * self.d_sae) for edge in edges] + [self.d_sae]
+        if self.levels == 5:
+            return resolve_widths(None, self.d_sae)
         return [self.d_sae * (i + 1) // self.levels for i in range(self.levels)]
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
 """Matryoshka sparse autoencoders as a plugin of SAELens.
 
 Importing this package registers the training architecture ``"matryoshka"`` with SAELens, and
-``"matryoshka_refined"``, as which SAEs with refinement_step are saved.
+``"matryoshka_refined"``, as which SAEs with refinement to the end are saved.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: whole or not there, checked before they are used, random generators included."""
+"""Checkpoints on disk: checked before they are used, random generators included."""
 
 import json
 import random

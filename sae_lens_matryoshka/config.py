@@ -86,8 +86,8 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
         refinement_step (float | None): "batchtopk": encode a second time, with the same weights, the input plus
             this share of what the first activations leave of it, and take the top k of that (after LISTA, Gregor
             & LeCun 2010; 0.3 in the "LISTA-Matryoshka" recipe on SynthSAEBench). The residual counts as constant.
-            Saved as "matryoshka_refined", an architecture of this package, which SAELens loads only where it is
-            imported. None: encode once.
+            Without refine_until saved as "matryoshka_refined", an architecture of this package, which SAELens
+            loads only where it is imported. None: encode once.
         refine_until (int | None): Step from which on the encoder looks once, as the saved SAE then does, which is a
             stock one; to be given with refinement_step. None: it looks twice to the end.
         matryoshka_widths (list[int] | None): Widths of the nested levels in latents, strictly

@@ -75,7 +75,6 @@ def _follow_recipe(
     recipe = values.pop("recipe", None)
     if recipe is None:
         return None, {}
-    of_sae = {field.name for field in fields(MatryoshkaTrainingSAEConfig)}
     given = {**values, **sae}
     try:
         recipes.check(recipe, sae.get("architecture", ARCHITECTURE))
@@ -87,8 +86,9 @@ def _follow_recipe(
             "%s: recipe: %s leaves as they are given: %s. Leave them out to have the recipe's: %s.",
             *(name, recipe, _listed({key: given[key] for key in kept}), _listed(kept)),
         )
-    for key, value in added.items():
-        (sae if key in of_sae else values)[key] = value
+    for_sae, for_run = recipes.split(added)
+    sae.update(for_sae)
+    values.update(for_run)
     return recipe, added
 
 

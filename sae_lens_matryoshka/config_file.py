@@ -1,4 +1,4 @@
-"""Read a training run's YAML file, and what the command line adds to it, into settings.
+"""Read YAML files of runs and benchmarks, and what the command line adds to them.
 
 Nothing here imports SAELens: a missing file or a slip in the YAML shows at once.
 """
@@ -64,7 +64,7 @@ def read_settings(path: Path, overrides: list[str]) -> list[Setting]:
     settings = _parse(_read(path), f"{path}")
     if not settings:
         raise ConfigError(
-            f"{path} is empty. It needs at least architecture, model_name, hook_name, "
+            f"{path} is empty. It needs at least model_name, hook_name, "
             "dataset_path, d_in and d_sae; the repository's train_configs holds examples."
         )
     for override in overrides:
@@ -95,11 +95,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     Raises:
         ConfigError: It is not of that form.
     """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {text} is not of the form KEY=VALUE.")
-    node = _compose(value, f"--set {text}")
-    return key.strip(), None if node is None else _construct(node, f"--set {text}")
+    key, node, source = _split_override(text)
+    return key, _construct(node, source)
 
 
 def _refuse_repeated_keys(node: yaml.Node, source: str) -> None:
@@ -108,7 +105,7 @@ def _refuse_repeated_keys(node: yaml.Node, source: str) -> None:
     lines: dict[str, int] = {}
     for entry in node.value:
         if isinstance(node, yaml.MappingNode):
-            key, line = entry[0].value, entry[0].start_mark.line + 1
+            key, line = _name(entry[0], source), entry[0].start_mark.line + 1
             if key in lines:
                 raise ConfigError(
                     f"{source}, line {line}: {key} was given before, in line {lines[key]}. Keep one."
@@ -145,19 +142,20 @@ def _yaml_files(folder: Path) -> str:
 
 
 def _parse_override(text: str) -> list[Setting]:
-    key, equals, value = text.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise ConfigError(
-            f"--set {text} is not of the form KEY=VALUE. Write for example --set sae.k=40."
-        )
-    source = f"--set {text}"
-    node = _compose(value, source)
+    key, node, source = _split_override(text)
     if key in SECTIONS:
         nested = _flatten(_mapping(node, source, key), source, f"{key}.")
         return [replace(setting, source=source, is_override=True) for setting in nested]
-    constructed = None if node is None else _construct(node, source)
-    return [Setting(key, constructed, source, is_override=True)]
+    return [Setting(key, _construct(node, source), source, is_override=True)]
+
+
+def _split_override(text: str) -> tuple[str, yaml.Node | None, str]:
+    """Key, value and source of "key=value"."""
+    key, equals, value = text.partition("=")
+    source = f"--set {text}"
+    if not equals or not key.strip():
+        raise ConfigError(f"{source} is not of the form KEY=VALUE.")
+    return key.strip(), _compose(value, source), source
 
 
 def _parse(text: str, source: str) -> list[Setting]:
@@ -184,13 +182,18 @@ def _compose(text: str, source: str) -> yaml.Node | None:
 def _flatten(node: yaml.MappingNode, source: str, prefix: str = "") -> Iterator[Setting]:
     for key_node, value_node in node.value:
         place = f"{source}, line {key_node.start_mark.line + 1}"
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"{place}: a key must be a name, not a {_kind(key_node)}.")
-        key = f"{prefix}{key_node.value}"
+        key = f"{prefix}{_name(key_node, source)}"
         if key in SECTIONS:
             yield from _flatten(_mapping(value_node, place, key), source, f"{key}.")
         else:
             yield Setting(key, _construct(value_node, place), place)
+
+
+def _name(key: yaml.Node, source: str) -> str:
+    if isinstance(key, yaml.ScalarNode):
+        return key.value
+    line = key.start_mark.line + 1
+    raise ConfigError(f"{source}, line {line}: a key must be a name, not a {_kind(key)}.")
 
 
 def _mapping(node: yaml.Node | None, place: str, key: str) -> yaml.MappingNode:
@@ -199,7 +202,9 @@ def _mapping(node: yaml.Node | None, place: str, key: str) -> yaml.MappingNode:
     raise ConfigError(f"{place}: {key} must be a mapping of keys to values, not a {_kind(node)}.")
 
 
-def _construct(node: yaml.Node, place: str) -> Any:
+def _construct(node: yaml.Node | None, place: str) -> Any:
+    if node is None:
+        return None
     loader = _Loader("")
     try:
         return loader.construct_object(node, deep=True)

@@ -1,4 +1,4 @@
-"""What an SAE computes, as a hash: results belong to the weights that they were measured on."""
+"""Hashes: results belong to the weights and the files that they were measured on."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ _PREPENDS_BOS = True  # SAELens's default in training, for an SAE that does not 
 
 
 def fingerprint(sae: SAE[Any]) -> str:
-    """A hash of weights, config and what text the SAE is fed; not of its name, place or data type."""
+    """What an SAE computes: a hash of weights, config and what text the SAE is fed; not of its name, place or data type."""
     digest = hashlib.sha256()
     config = sae.cfg.to_dict()
     config = {k: v for k, v in config.items() if k not in ("metadata", "device", "dtype")}
@@ -26,6 +26,18 @@ def fingerprint(sae: SAE[Any]) -> str:
         array = tensor.detach().float().contiguous().cpu().numpy()
         digest.update(f"{key} {array.shape}".encode())
         digest.update(memoryview(array).cast("B") if array.size else b"")
+    return digest.hexdigest()
+
+
+def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
+    """A hash of the names and contents of files."""
+    digest = hashlib.sha256()
+    paths = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
+    for path in paths:
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -3,11 +3,16 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, Literal, get_args
 
 from sae_lens import LanguageModelSAERunnerConfig as StockRunnerConfig
 
-from sae_lens_matryoshka.config import ACTIVATION_OPTIONS, ARCHITECTURE
+from sae_lens_matryoshka.config import (
+    ACTIVATION_OPTIONS,
+    ARCHITECTURE,
+    MatryoshkaTrainingSAEConfig,
+)
 
 Recipe = Literal["paper", "best"]
 
@@ -47,6 +52,15 @@ def overruled(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in _whole(recipe, given).items() if k in given and given[k] != v}
 
 
+def split(added: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of the SAE among options, and those of the run."""
+    of_sae = {field.name for field in fields(MatryoshkaTrainingSAEConfig)}
+    return (
+        {k: v for k, v in added.items() if k in of_sae},
+        {k: v for k, v in added.items() if k not in of_sae},
+    )
+
+
 def check(recipe: Any, architecture: str) -> None:
     """
     Check that there is such a recipe, for such an SAE.
@@ -72,8 +86,7 @@ def named_in_errors(recipe: Recipe | None, added: Mapping[str, Any]) -> Iterator
         if not named:
             raise
         raise ValueError(
-            f"{error} (recipe={recipe!r} added {', '.join(named)}; what is given beside it, e.g. "
-            "null, replaces that.)"
+            f"{error} (recipe={recipe!r} added {', '.join(named)}; what is given beside it replaces that.)"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What an SAE trained with refinement_step is saved as: a JumpReLU SAE whose encoder takes one more step."""
+"""What an SAE with refinement to the end is saved as: a JumpReLU SAE whose encoder takes one more step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

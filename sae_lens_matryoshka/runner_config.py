@@ -223,7 +223,7 @@ def _check_given(sae: Any, architecture: str | None, options: dict[str, Any]) ->
 
 
 def _check_known(options: Iterable[str], sae_fields: frozenset[str], architecture: str) -> None:
-    known = _RUN_FIELDS | sae_fields | {"sae", "architecture"}
+    known = _RUN_FIELDS | sae_fields | {"sae", "architecture", "recipe", "lr_decay_to"}
     for name in options:
         if name in known:
             continue

@@ -6,11 +6,21 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeGuard, TypeVar, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from sae_lens_matryoshka.config_file import ConfigError
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+
+def _all_differ(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{seeds} holds a seed twice, which would count one run as two")
+    return seeds
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_all_differ)]
 
 
 class Strict(BaseModel):

@@ -16,16 +16,6 @@ from sae_lens_matryoshka.threshold import UnreachableL0Error, cut_for_count, thr
 
 logger = logging.getLogger(__name__)
 
-# What only training needs.
-NOT_SAVED = (
-    "topk_threshold",
-    "start_topk_threshold",
-    "l1_scale",
-    "b_dec_is_set",
-    "prefix_seed",
-    "latent_scores",
-)
-
 
 class SavedAsStockSAE(NestedSAE, ABC):
     """A NestedSAE whose inference form is one of SAELens's own architectures, or a RefinedSAE."""
@@ -88,7 +78,7 @@ class SavedAsStockSAE(NestedSAE, ABC):
     @torch.no_grad()
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
-        for name in NOT_SAVED:
+        for name, _ in self.named_buffers():  # what only training needs
             state_dict.pop(name, None)
         if self.cfg.activation == "batchtopk":
             for name, cut in self._top_k_thresholds().items():
@@ -141,7 +131,7 @@ class SavedAsStockSAE(NestedSAE, ABC):
     def _recent_refined_encoders(self, start: float) -> Iterator[engine.Encoder]:
         """As _recent_encoders, after a first pass that a threshold, not a top k, decides."""
         for encoder in self._recent_encoders():
-            entries = encoder.above(start)
+            entries = selection.above(encoder, start)
             first = engine.SparseCode(entries, entries.hidden_pre, encoder)
             yield self.refined(encoder, first)
 

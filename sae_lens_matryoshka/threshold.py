@@ -80,9 +80,9 @@ def _largest(encoders: Iterable[Encoder], n: int) -> torch.Tensor:
     largest = torch.empty(0)
     for encoder in encoders:
         if len(largest) < n:
-            found = encoder.top(n).hidden_pre
+            found = selection.top(encoder, n).hidden_pre
         else:
-            found = encoder.above(largest[-1].item()).hidden_pre
+            found = selection.above(encoder, largest[-1].item()).hidden_pre
         merged = torch.cat([largest.to(found), found])
         largest = merged.topk(min(n, len(merged)), sorted=True).values
     return largest

@@ -26,7 +26,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
     (Bussmann et al. 2025, arXiv 2503.17547).
 
     Saved for inference as a stock SAELens SAE: "jumprelu" for activation="batchtopk" and "jumprelu",
-    "topk" for "topk", "standard" for "relu". With refinement_step as a RefinedSAE of this package.
+    "topk" for "topk", "standard" for "relu". Refined to the end, as a RefinedSAE of this package.
 
     Args:
         cfg: The configuration; checked again, since SAELens's runners may have changed it.

@@ -196,4 +196,4 @@ def test_bench_without_its_extra_says_what_to_install(tmp_path: Path):
     )
     result = invoke("bench", path)
     assert result.exit_code == 1
-    assert 'pip install "sae-lens-matryoshka[bench]"' in " ".join(result.output.split())
+    assert 'pip install ".[bench]"' in " ".join(result.output.split())

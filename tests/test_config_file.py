@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from sae_lens_matryoshka.config_check import checked_config
-from sae_lens_matryoshka.config_file import ConfigError, read_settings
+from sae_lens_matryoshka.config_file import ConfigError, read_mapping, read_settings
 
 SMALL = """\
 architecture: matryoshka
@@ -205,6 +205,13 @@ def test_an_override_must_have_a_key_and_a_value(write):
     assert "is not of the form KEY=VALUE" in message(write(SMALL), "sae.k")
     assert "is not of the form KEY=VALUE" in message(write(SMALL), "=3")
     assert message(write(SMALL), "k=[1").startswith("--set k=[1, line 1, column 3: no valid YAML: ")
+
+
+def test_a_key_that_is_no_name(write):
+    path = write(SMALL + "? [a, b]\n: c\n")
+    assert f"{path}, line 11: a key must be a name, not a list." in message(path)
+    with pytest.raises(ConfigError, match="line 11: a key must be a name, not a list."):
+        read_mapping(path)
 
 
 def test_a_missing_file_names_similar_ones(write, tmp_path: Path):

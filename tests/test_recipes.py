@@ -162,6 +162,14 @@ def test_errors_name_what_nobody_gave():
         config(recipe="best", activation="relu")
 
 
+def test_what_errors_say_to_do_can_be_done():
+    flat = {"k": 16, "matryoshka_widths": [64]}
+    with pytest.raises(ValueError, match="added detach_inner_levels") as caught:
+        config(recipe="best", **flat)
+    assert "null" not in str(caught.value)  # is no bool
+    config(recipe="best", **flat, detach_inner_levels=False, latent_order="fixed")
+
+
 def test_the_demos_best_is_the_recipe(tmp_path, monkeypatch):
     from sae_lens_matryoshka.demo import quickstart
     from sae_lens_matryoshka.demo.bench_saes import BENCHMARKED

@@ -113,6 +113,8 @@ class TestConfig:
         [
             ({"architecture": "matroshka"}, ValueError, ["'matroshka'", "matryoshka, ", "topk"]),
             ({"hook_nme": "x"}, TypeError, ["'hook_nme'", "'hook_name'"]),
+            ({"recip": "best"}, TypeError, ["'recip'", "'recipe'"]),
+            ({"lr_decay_too": 0.1}, TypeError, ["'lr_decay_too'", "'lr_decay_to'"]),
             ({"matryoshka_width": [4]}, TypeError, ["'matryoshka_width'", "'matryoshka_widths'"]),
             ({"matryoshka_inner_loss_weights": None}, TypeError, ["nearest"]),
             ({"jumprelu_sparsity_loss_mode": "step"}, TypeError, ["belongs to", "jumprelu"]),

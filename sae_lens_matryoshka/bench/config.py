@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from pydantic import Field, StrictBool, field_validator, model_validator
 
 from sae_lens_matryoshka.config_file import ConfigError
-from sae_lens_matryoshka.schema import AbsolutePath, Strict, validated
+from sae_lens_matryoshka.schema import AbsolutePath, Seed, Seeds, Strict, validated
 
 EvalName = Literal["absorption", "sparse_probing", "tpp", "scr", "sae_probes", "core"]
 DEMO = "demo"
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class ModelSource(Strict):
@@ -177,7 +176,7 @@ class BenchConfig(Strict):
     hook_name: str
     saes: list[SAESource] = Field(min_length=1)
     evals: dict[EvalName, dict[str, Any]] = Field(min_length=1)
-    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
+    seeds: Seeds = [0, 1, 2]
     text: TextSource
     data: Literal["hub", "demo"] | AbsolutePath = Field(default="hub", union_mode="left_to_right")
     baseline: str | None = None
@@ -204,8 +203,6 @@ class BenchConfig(Strict):
             raise ValueError(f"the names in saes and published must differ, but {twice} repeat")
         if self.baseline is not None and self.baseline not in names:
             raise ValueError(f"baseline: {self.baseline!r} is none of {names}")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: {self.seeds} holds one twice")
         demo_saes = [source.name for source in self.saes if source.demo]
         if demo_saes and self.model.name != DEMO:
             raise ValueError(f"{demo_saes} are trained on the demo model: model must be demo too")

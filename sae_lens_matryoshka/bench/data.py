@@ -8,9 +8,8 @@ import hashlib
 import re
 from pathlib import Path
 
-from sae_lens_matryoshka.bench.models import hash_files
 from sae_lens_matryoshka.config_file import ConfigError
-from sae_lens_matryoshka.hub.download import data_set_commit
+from sae_lens_matryoshka.fingerprint import hash_files
 from sae_lens_matryoshka.schema import did_you_mean
 
 # what SAEBench reads of each
@@ -110,9 +109,19 @@ def data_fingerprints(folder: Path | None, wanted: dict[str, list[str]]) -> dict
     for name in dict.fromkeys(name for names in wanted.values() for name in names):
         # all files: a README.md may say which are read
         content[name] = (
-            data_set_commit(name) if folder is None else hash_files(folder / name, ("**/*",))
+            _data_set_commit(name) if folder is None else hash_files(folder / name, ("**/*",))
         )
     lines = {
         key: "".join(f"{name} {content[name]}\n" for name in names) for key, names in wanted.items()
     }
     return {key: hashlib.sha256(text.encode()).hexdigest() for key, text in lines.items()}
+
+
+def _data_set_commit(name: str) -> str:
+    """The commit that the Hub's data set, "user/name", is at."""
+    from huggingface_hub import HfApi
+
+    commit = HfApi().dataset_info(name).sha
+    if not commit:
+        raise ValueError(f"The Hub does not say which version of {name} it holds.")
+    return commit

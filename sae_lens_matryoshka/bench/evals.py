@@ -174,8 +174,8 @@ def _light_class(name: str, module: Literal["eval_config", "eval_output"], cls: 
         return getattr(import_module(f"sae_bench.evals.{EVALS[name].module}.{module}"), cls)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"SAEBench is not installed ({error.name} is missing). Install it with: "
-            'pip install "sae-lens-matryoshka[bench]", in a checkout pip install ".[bench]"'
+            f"SAEBench is not installed ({error.name} is missing). Install it: in a checkout of the "
+            'repository, pip install ".[bench]"'
         ) from error
 
 

@@ -1,14 +1,13 @@
 """The language model of a benchmark: opened, checked against the hook, fingerprinted."""
 
-import hashlib
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 
 from sae_lens_matryoshka.bench.config import DEMO, ModelSource
 from sae_lens_matryoshka.config_file import ConfigError
+from sae_lens_matryoshka.fingerprint import hash_files
 from sae_lens_matryoshka.local_model import missing_files, open_local_model
 from sae_lens_matryoshka.model_names import official_name
 
@@ -122,22 +121,13 @@ def model_fingerprint(source: ModelSource) -> str:
 
 
 def demo_key() -> str:
-    """A hash of the demo's code and model: what its data sets and SAEs come from."""
+    """A hash of the demo's model and of all code that trains: what its data sets and SAEs come from."""
     from sae_lens_matryoshka.demo.model import MODEL_FOLDER
 
-    return hash_files(MODEL_FOLDER.parent, ("*.py", "model/*.json", "model/*.safetensors"))
-
-
-def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
-    """A hash of the names and contents of files."""
-    digest = hashlib.sha256()
-    paths = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
-    for path in paths:
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
+    code, model = ("*.py", "engine/*.py", "demo/*.py"), ("*.json", "*.safetensors")
+    return hash_files(
+        MODEL_FOLDER.parents[1], (*code, *(f"demo/model/{pattern}" for pattern in model))
+    )
 
 
 def _hub_commit(name: str) -> str:

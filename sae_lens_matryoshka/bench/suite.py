@@ -42,6 +42,7 @@ from sae_lens_matryoshka.bench.sources import bench_form, chosen_levels, demo_sa
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.fingerprint import fingerprint
 from sae_lens_matryoshka.schema import did_you_mean
+from sae_lens_matryoshka.whole import whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -165,16 +166,12 @@ def _prepare_demo(config: BenchConfig) -> None:
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Make a folder as a whole or not at all, and anew when the demo's code or model changed."""
+    """Make a folder as a whole or not at all, and anew when what makes it changed (demo_key)."""
     key, made_by = demo_key(), folder / ".made_by"
     if not made_by.exists() or made_by.read_text() != key:
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        make(unfinished)
-        (unfinished / made_by.name).write_text(key)
-        os.replace(unfinished, folder)
+        with whole_folder(folder) as unfinished:
+            make(unfinished)
+            (unfinished / made_by.name).write_text(key)
 
 
 def _demo_sae(config: BenchConfig, which: str, seed: int) -> None:

@@ -53,7 +53,7 @@ def bench(
     Files of `kind: saebench`, which is the default, need the extra [bench]. In two kinds the true features are
     known: `kind: toy_tree` is the paper's toy, `kind: synthetic` trains SAEs on SynthSAEBench's models. The
     folder bench_configs of the repository holds examples; offline.yaml runs without a network. Interrupted,
-    the same command goes on where it stopped.
+    the same command goes on where it stopped, but for the toy tree's.
     """
     with errors_shown(debug):
         settings = read_mapping(config)
@@ -140,7 +140,7 @@ def _run_bench(
         from sae_lens_matryoshka.bench import checked_config, run
     except ModuleNotFoundError as error:
         raise ImportError(
-            f'{error}. The command needs the extra [bench]: pip install "sae-lens-matryoshka[bench]", in a '
-            'checkout pip install ".[bench]"'
+            f"{error}. The command needs the extra [bench]: in a checkout of the repository, "
+            'pip install ".[bench]"'
         ) from error
     return run(checked_config(settings, name, overrides), only)

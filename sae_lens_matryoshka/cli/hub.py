@@ -119,11 +119,19 @@ def convert(
     ] = None,
     hook_name: Annotated[
         str | None,
-        typer.Option("--hook-name", metavar="HOOK", help="Where the checkpoint does not say it."),
+        typer.Option(
+            "--hook-name",
+            metavar="HOOK",
+            help="Where the checkpoint does not say it, or another is wanted.",
+        ),
     ] = None,
     model_name: Annotated[
         str | None,
-        typer.Option("--model-name", metavar="NAME", help="Where the checkpoint does not say it."),
+        typer.Option(
+            "--model-name",
+            metavar="NAME",
+            help="Where the checkpoint does not say it, or another is wanted.",
+        ),
     ] = None,
     context_size: Annotated[
         int | None,

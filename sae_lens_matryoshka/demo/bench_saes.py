@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from sae_lens_matryoshka.demo.model import load_model
-from sae_lens_matryoshka.demo.quickstart import SMALL, Size, shuffled, train
-from sae_lens_matryoshka.demo.text import texts
+from sae_lens_matryoshka.demo.quickstart import SMALL, Size, train
+from sae_lens_matryoshka.demo.text import shuffled, texts
 from sae_lens_matryoshka.parent_process import end_with_the_parent
 
 # less than the quickstart's: the benchmark's time grows with both

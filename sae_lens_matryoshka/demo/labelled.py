@@ -7,20 +7,20 @@ both, else they are generated; `SOURCES.md`, written beside them, says which is 
 
 import csv
 import io
-import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
+
+from sae_lens_matryoshka.whole import whole_files
 
 from .biographies import GENDERS, PROFESSIONS, biography
 from .product_reviews import CATEGORIES, RATINGS, product_sentences
-from .text import OPENING, data_folder, decompress, texts
+from .text import NOT_SHOWN, OPENING, data_folder, decompress, shuffled, texts
 
 Part = Literal["train", "test"]
 Row = dict[str, Any]
-T = TypeVar("T")
 
 BIOGRAPHIES = "LabHC/bias_in_bios"
 REVIEWS = "canrager/amazon_reviews_mcauley_1and5"
@@ -50,8 +50,6 @@ STARS = {"0": 1.0, "4": 5.0}
 TEST_REVIEWS_ONE_IN = 3
 PIECE_CHARS = (110, 220)
 """Shortest and longest piece of a review, in characters."""
-
-NOT_SHOWN = ("hate", "toxic")
 
 SOURCES = f"""\
 # Where these texts come from
@@ -111,10 +109,11 @@ def write_data_sets(folder: Path) -> None:
     """
     for name, make in ((BIOGRAPHIES, _biographies), (REVIEWS, _reviews), (NEWS, _news)):
         for part, rows in make().items():
-            _write_parquet(folder / name / f"{part}.parquet", _shuffled(rows))
+            _write_parquet(folder / name / f"{part}.parquet", shuffled(rows))
     heldout = [{"text": text} for text in texts("heldout", without=NOT_SHOWN)]
-    _write_parquet(folder / HELDOUT_TEXT / "train.parquet", _shuffled(heldout))
-    _replace(folder / "SOURCES.md", lambda path: path.write_text(SOURCES, encoding="utf-8"))
+    _write_parquet(folder / HELDOUT_TEXT / "train.parquet", shuffled(heldout))
+    with whole_files(folder) as staging:
+        (staging / "SOURCES.md").write_text(SOURCES, encoding="utf-8")
 
 
 def _biographies() -> dict[Part, list[Row]]:
@@ -150,7 +149,7 @@ def _reviews() -> dict[Part, list[Row]]:
 def _news() -> dict[Part, list[Row]]:
     rows: dict[Part, list[Row]] = {"train": [], "test": []}
     by_class: dict[str, list[str]] = {name: [] for name in NEWS_CLASSES}
-    for text, name in _shuffled(_real_texts("97_news_class")):
+    for text, name in shuffled(_real_texts("97_news_class")):
         by_class[name].append(text)
     for name, label in NEWS_CLASSES.items():
         n = NEWS_ROWS["train"]
@@ -176,7 +175,7 @@ def _review_pieces() -> dict[tuple[Part, float], list[str]]:
         (part, rating): [] for part in QUADRANT_ROWS for rating in RATINGS
     }
     reviews = [(text, STARS[target]) for text, target in _real_texts(YELP) if target in STARS]
-    for i, (text, rating) in enumerate(_shuffled(reviews)):
+    for i, (text, rating) in enumerate(shuffled(reviews)):
         part: Part = "train" if i % TEST_REVIEWS_ONE_IN else "test"
         cut = _cut(text)
         # praise and blame stand at both ends more often than in between
@@ -208,19 +207,8 @@ def _real_texts(name: str) -> list[tuple[str, str]]:
     return list(by_opening.values())
 
 
-def _shuffled(items: Sequence[T]) -> list[T]:
-    return random.Random(0).sample(items, len(items))
-
-
 def _write_parquet(path: Path, rows: list[Row]) -> None:
     import pandas as pd
 
-    _replace(path, lambda temporary: pd.DataFrame(rows).to_parquet(temporary, index=False))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    os.replace(temporary, path)
+    with whole_files(path.parent) as staging:
+        pd.DataFrame(rows).to_parquet(staging / path.name, index=False)

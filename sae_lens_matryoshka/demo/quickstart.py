@@ -1,6 +1,5 @@
 """Train a Matryoshka SAE on the demo's language model, evaluate it level by level, look at it."""
 
-import random
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from sae_lens_matryoshka.demo.snippets import (
     latent_activity,
     top_snippets,
 )
-from sae_lens_matryoshka.demo.text import texts
+from sae_lens_matryoshka.demo.text import NOT_SHOWN, shuffled, texts
 from sae_lens_matryoshka.level_results import FVU, L0, NOTES, Measurement, measurement, record
 from sae_lens_matryoshka.recipes import Recipe
 from sae_lens_matryoshka.runner import (
@@ -40,7 +39,6 @@ CONTEXT_SIZE = 128
 SEED = 0
 LATENTS_SHOWN = 5
 DENSE = 0.1  # a latent that fires on more of the tokens says little in a few snippets
-NOT_SHOWN = ("hate", "toxic")  # data sets that nobody wants on the screen
 
 
 @dataclass(frozen=True)
@@ -191,11 +189,6 @@ def train(
         override_dataset=Dataset.from_dict({"text": list(training_texts)}),
     )
     runner.run()
-
-
-def shuffled(ordered: Sequence[str], seed: int = SEED) -> list[str]:
-    """The texts mixed: they come data set by data set."""
-    return random.Random(seed).sample(ordered, len(ordered))
 
 
 def evaluate(

@@ -22,6 +22,7 @@ class TrainSettings:
     text_folder: str = _option("", "folder of *.csv.zst files; empty: sae_probes' own")
     seed: int = _option(0, "seed of weights, order and spelling prompts")
     vocab_size: int = _option(4_096, "tokens of the byte-level BPE")
+    # SAEBench tests its letter probes on a random fifth of the vocabulary: of 30 about six, x and z included
     words_per_letter: int = _option(30, "frequent words of each letter made single tokens")
     layers: int = _option(4, "layers")
     width: int = _option(256, "width of the residual stream")

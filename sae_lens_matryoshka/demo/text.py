@@ -11,11 +11,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import zstandard
 
 Split = Literal["train", "heldout"]
+T = TypeVar("T")
 
 OPENING = 100
 """Two texts with the same first 100 characters count as one text."""
@@ -25,13 +26,16 @@ MIN_CHARS = 3
 
 HELDOUT_ONE_IN = 100
 
+NOT_SHOWN = ("hate", "toxic")
+"""In the names of data sets that nobody wants on the screen."""
+
 SPELLING_TEMPLATE = "{word} has the first letter:"
 SPELLING_LINES = 11
 """SAEBench asks for one word after ten solved examples."""
 
 INSTALL_HINT = (
     "The demo reads its text from the package sae-probes, which is not installed. "
-    'Install it with: pip install "sae-lens-matryoshka[demo]", in a checkout pip install ".[demo]"'
+    'Install it: in a checkout of the repository, pip install ".[demo]"'
 )
 
 
@@ -56,7 +60,6 @@ def texts(
     split: Split = "train",
     *,
     folder: Path | None = None,
-    max_chars: int = MAX_CHARS,
     without: Sequence[str] = (),
 ) -> list[str]:
     """Return the distinct texts of one split, in the order of files and rows.
@@ -70,7 +73,6 @@ def texts(
     Args:
         split: "train" or "heldout"; one text in 100 is held out, the same ones always.
         folder: Folder of `*.csv.zst` files with a column "prompt"; None is sae_probes'.
-        max_chars: Length at which a text is cut.
         without: Leave out the data sets whose file names hold one of these.
 
     Returns:
@@ -86,8 +88,13 @@ def texts(
             continue
         seen.add(opening)
         if is_heldout(text) == (split == "heldout"):
-            chosen.append(text[:max_chars].rstrip())
+            chosen.append(text[:MAX_CHARS].rstrip())
     return chosen
+
+
+def shuffled(items: Sequence[T], seed: int = 0) -> list[T]:
+    """Return items mixed: texts come data set by data set."""
+    return random.Random(seed).sample(items, len(items))
 
 
 def is_heldout(text: str) -> bool:

@@ -19,22 +19,11 @@ END_OF_TEXT = "<|endoftext|>"
 
 END_OF_TEXT_ID = 0
 
-VOCAB_SIZE = 4_096
-
-WORDS_PER_LETTER = 30
-"""Frequent words of every letter that must be single tokens.
-
-SAEBench tests its letter probes on a random fifth of the vocabulary: 30 words leave
-about six, so that x and z are tested too.
-"""
-
 _WORD = re.compile(r" ?[A-Za-z]+")  # how GPT-2's pre-tokenizer cuts ASCII words
 
 
 def train_tokenizer(
-    texts: Sequence[str],
-    vocab_size: int = VOCAB_SIZE,
-    words_per_letter: int = WORDS_PER_LETTER,
+    texts: Sequence[str], vocab_size: int, words_per_letter: int
 ) -> "PreTrainedTokenizerFast":
     """Train the BPE.
 

@@ -96,14 +96,6 @@ class Encoder:
             hidden_pre = product.add_(self.b_enc) if same else product + self.b_enc
             yield first, hidden_pre if self.norm is None else hidden_pre.mul_(self.norm)
 
-    def top(self, n: int) -> "Entries":
-        """The n largest positive pre-activations; see the function `top`."""
-        return top(self, n)
-
-    def above(self, threshold: float) -> "Entries":
-        """The pre-activations that exceed a threshold; see the function `above`."""
-        return above(self, threshold)
-
     def bounds(self, least: torch.Tensor | float) -> torch.Tensor:
         """What x @ W_enc must reach for a pre-activation of `least`, (d_sae,), a little less.
 

@@ -49,7 +49,8 @@ def side_by_side(
     Args:
         work: Does one; a function of a module. It calls its second argument after each step (see Tell).
         tasks: Can be pickled.
-        n_processes: How many at a time. More than one: each computes in a single thread.
+        n_processes: How many at a time. More than one: each computes in a single thread, also where a
+            single task is left, so that its numbers are the same.
         n_steps: Of all tasks together, for the progress bar.
         verbose: Whether to show it.
 

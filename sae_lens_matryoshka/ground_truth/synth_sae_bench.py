@@ -1,6 +1,5 @@
 """The data models of SynthSAEBench (arXiv 2602.14687), smaller ones of the same law, and others' models."""
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from sae_lens.synthetic import (
     ZipfianFiringProbabilityConfig,
 )
 
+from sae_lens_matryoshka.fingerprint import hash_files
 from sae_lens_matryoshka.ground_truth.orthogonal_features import feature_dictionary
 from sae_lens_matryoshka.whole import as_read, whole_folder
 
@@ -78,10 +78,7 @@ def save_model(source: str, folder: Path) -> str:
     elif not _holds(folder, MODELS[source]):
         cfg = MODELS[source]
         _write(SyntheticModel(cfg, feature_dict=feature_dictionary(cfg)), folder)
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        digest.update(f"{file.name} {file.stat().st_size}\n".encode() + file.read_bytes())
-    return digest.hexdigest()
+    return hash_files(folder, ("*",))
 
 
 def load_model(folder: Path) -> SyntheticModel:

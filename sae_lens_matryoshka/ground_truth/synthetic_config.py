@@ -23,7 +23,7 @@ from sae_lens_matryoshka.config_rules import check_lengths, check_schedule
 from sae_lens_matryoshka.field_types import describe, fit
 from sae_lens_matryoshka.ground_truth.synth_sae_bench import MODELS
 from sae_lens_matryoshka.runner_config import training_config_class
-from sae_lens_matryoshka.schema import AbsolutePath, Strict, did_you_mean
+from sae_lens_matryoshka.schema import AbsolutePath, Seeds, Strict, did_you_mean
 
 # Equal for all arms: the model's, and what stands at the top of the file.
 GIVEN_BY_THE_BENCHMARK = ("d_in", "d_sae", "k")
@@ -141,9 +141,7 @@ class SyntheticConfig(TrainerSettings):
     k: int | float = Field(gt=0)
     samples: int = Field(ge=1)
     batch_size: int = Field(default=1024, ge=1)
-    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
-        default=[0, 1, 2, 3, 4], min_length=1
-    )
+    seeds: Seeds = [0, 1, 2, 3, 4]
     eval_samples: int = Field(default=100_000, ge=1)
     jobs: int = Field(default=1, ge=1)
     output: AbsolutePath
@@ -169,13 +167,6 @@ class SyntheticConfig(TrainerSettings):
                 "A Hub id has the form user/repo or user/repo:folder"
             )
         return model
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"{seeds} holds a seed twice, which would count one run as two")
-        return seeds
 
     @model_validator(mode="after")
     def _arms_can_be_trained(self) -> "SyntheticConfig":
@@ -214,9 +205,8 @@ class SyntheticConfig(TrainerSettings):
 
     def sae_config(self, arm: str, d_in: int) -> TrainingSAEConfig:
         """A new configuration of the arm's SAE."""
-        of_sae = {field.name for field in fields(MatryoshkaTrainingSAEConfig)}
         added = self._recipe_options(arm)
-        defaults = {k: v for k, v in added.items() if k in of_sae}
+        defaults, _ = recipes.split(added)
         with recipes.named_in_errors(self.arms[arm].recipe, added):
             return self.arms[arm].config(d_in, self.d_sae, self.k, defaults)
 
@@ -232,8 +222,7 @@ class SyntheticConfig(TrainerSettings):
 
     def trainer_config(self, arm: str) -> SAETrainerConfig:
         """SAELens's configuration of the arm's trainer, as its SyntheticSAERunner would make it."""
-        options = self._recipe_options(arm).items()
-        of_recipe = {k: v for k, v in options if k in TrainerSettings.model_fields}
+        _, of_recipe = recipes.split(self._recipe_options(arm))
         return SyntheticSAERunnerConfig(
             synthetic_model=self.model,
             sae=self.sae_config(arm, d_in=self.d_sae),

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -14,7 +14,7 @@ from sae_lens_matryoshka.ground_truth.side_by_side import Tell, side_by_side
 from sae_lens_matryoshka.ground_truth.toy_training import Arm, train
 from sae_lens_matryoshka.ground_truth.toy_tree import ToyTree
 from sae_lens_matryoshka.markdown_table import pipe_table, spread
-from sae_lens_matryoshka.schema import AbsolutePath, Strict
+from sae_lens_matryoshka.schema import AbsolutePath, Seeds, Strict
 from sae_lens_matryoshka.whole import whole_files, write_json
 
 TOKENS_FOR_L0 = 100_000
@@ -41,9 +41,7 @@ class ToyTreeConfig(Strict):
     """
 
     kind: Literal["toy_tree"]
-    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
-        default=[0, 1, 2, 3, 4], min_length=1
-    )
+    seeds: Seeds = [0, 1, 2, 3, 4]
     steps: int = Field(default=40_000, ge=1_000)
     jobs: int = Field(default=1, ge=1)
     output: AbsolutePath

@@ -9,9 +9,6 @@ P_PARENT, P_CHILD, P_INDEPENDENT = 0.15, 0.2, 0.05
 NORM_SPREAD = 0.05
 TOKENS_FOR_SCALE = 20_000
 
-MEAN_ACTIVE = N_PARENTS * P_PARENT * (1 + N_CHILDREN * P_CHILD) + N_INDEPENDENT * P_INDEPENDENT
-"""Features that fire at a time, on average."""
-
 
 class ToyTree:
     """

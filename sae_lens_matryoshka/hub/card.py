@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 MAIN = "main"  # the branch that SAELens loads from
-OWN_PACKAGE = __name__.split(".")[0]
 BEGIN = "<!-- written by sae-lens-matryoshka at every publish; edit outside of these two marks -->"
 END = "<!-- end of what sae-lens-matryoshka writes -->"
 
@@ -92,8 +91,8 @@ class CardEntry:
 
     @property
     def is_matryoshka(self) -> bool:
-        """Whether it has levels."""
-        return named_widths(self.metadata) is not None
+        """Whether it has levels inside it."""
+        return len(self.widths) > 1
 
     @property
     def can_be_cut(self) -> bool:
@@ -208,8 +207,6 @@ def _generated(
         is_main=revision == MAIN,
         plugin_only=[entry for entry in entries if entry.needed_package],
         packages={e.needed_package: e for e in reversed(entries) if e.needed_package},
-        own_package=OWN_PACKAGE,
-        own_distribution=OWN_PACKAGE.replace("_", "-"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Bring an SAE's folder from the Hub onto this machine; ask which version of a data set it holds."""
+"""Bring an SAE's folder from the Hub onto this machine."""
 
 from pathlib import Path
 
@@ -47,22 +47,3 @@ def download_sae(
             f"{repo_id}{at} holds no SAE {sae_id!r}: there is no cfg.json in it."
         )
     return path
-
-
-def data_set_commit(name: str) -> str:
-    """
-    The commit that the Hub's data set is at.
-
-    Args:
-        name: The data set, "user/name".
-
-    Raises:
-        ValueError: The Hub does not say.
-        OSError: It cannot be reached, or has no such data set.
-    """
-    from huggingface_hub import HfApi
-
-    commit = HfApi().dataset_info(name).sha
-    if not commit:
-        raise ValueError(f"The Hub does not say which version of {name} it holds.")
-    return commit

@@ -88,7 +88,7 @@ def stage(
     return staged
 
 
-def write(staged: StagedSAE, levels: bool, root: Path) -> list[str]:
+def write(staged: StagedSAE, levels: bool, root: Path) -> None:
     """
     Write an SAE's files below a folder, as they will lie in the repo.
 
@@ -96,11 +96,7 @@ def write(staged: StagedSAE, levels: bool, root: Path) -> list[str]:
         staged: The SAE.
         levels: Whether to write each nested level as an SAE of its own as well.
         root: The folder that stands for the repo.
-
-    Returns:
-        The ids of everything written.
     """
-    written = [staged.sae_id]
     _write(root / staged.sae_id, staged.sae, staged.sparsity)
     if staged.runner_cfg is not None:
         shutil.copyfile(staged.runner_cfg, root / staged.sae_id / RUNNER_CFG_FILENAME)
@@ -110,8 +106,6 @@ def write(staged: StagedSAE, levels: bool, root: Path) -> list[str]:
             level, name = matryoshka.level(index), level_id(staged.sae_id, index, width)
             hand_on(staged.sae, level)
             _write(root / name, level, staged.sparsity)
-            written.append(name)
-    return written
 
 
 def needed_package(sae: SAE[Any]) -> str | None:
@@ -236,6 +230,11 @@ def _check_levels(sae_id: str, staged: StagedSAE) -> None:
         raise ValueError(
             f"{sae_id!r}: levels=True, but its metadata names no matryoshka_widths. Publish "
             "MatryoshkaSAE.from_sae(sae, widths=[...]), or leave levels out."
+        )
+    if len(staged.widths) == 1:
+        raise ValueError(
+            f"{sae_id!r}: levels=True, but its metadata names only its own width, {staged.widths[0]}: it is "
+            "flat. Leave levels out."
         )
     if isinstance(staged.sae, TopKSAE):
         raise ValueError(

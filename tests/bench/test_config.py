@@ -48,7 +48,7 @@ def test_a_worker_reads_what_it_is_sent(settings: dict[str, Any]):
         ("saes.0.seed", 0, "seed goes with demo"),
         ("saes.0.levels", "some", "saes.0.levels"),
         ("saes.0.name", "a/b", "saes.0.name"),
-        ("seeds", [1, 1], r"seeds: \[1, 1\] holds one twice"),
+        ("seeds", [1, 1], r"seeds: \[1, 1\] holds a seed twice"),
         ("seeds", [-1], "seeds.0: .*greater than or equal to 0"),
         ("seeds", [2**32], "seeds.0: .*less than 4294967296"),
         ("quick", 1, "quick: Input should be a valid boolean"),

@@ -11,6 +11,7 @@ from sae_lens_matryoshka.bench.config import ModelSource
 from sae_lens_matryoshka.bench.models import (
     check_hook,
     check_same_model,
+    demo_key,
     model_fingerprint,
     open_model,
 )
@@ -31,6 +32,22 @@ def test_a_folder_is_the_same_model_as_the_demo(folder: Path):
     assert torch.equal(demo(tokens), local(tokens))
     assert local.cfg.model_name == "llama-gemma"
     assert str(folder) not in repr(local.cfg)
+
+
+def test_the_demos_saes_are_made_anew_where_their_training_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = shutil.copytree(MODEL_FOLDER.parents[1], tmp_path / "package")
+    monkeypatch.setattr("sae_lens_matryoshka.demo.model.MODEL_FOLDER", package / "demo" / "model")
+    keys = [demo_key()]
+    assert demo_key() == keys[0]
+    for name in ("recipes.py", "engine/sparse.py", "demo/quickstart.py", "demo/model/config.json"):
+        with (package / name).open("a") as file:
+            file.write(" ")
+        keys.append(demo_key())
+    assert len(set(keys)) == 5
+    (package / "hub" / "card.py").write_text("")  # trains nothing
+    assert demo_key() == keys[-1]
 
 
 def test_a_folder_can_be_told_to_start_with_bos(folder: Path):

@@ -1,12 +1,7 @@
 import math
 
-import pytest
-
-pytest.importorskip("scipy")
-pytest.importorskip("matplotlib")  # the package imports its plots
-pytest.importorskip("plotly")
-
 import numpy as np
+import pytest
 from scipy import stats
 
 from sae_lens_matryoshka.bench.statistics import Difference, Sample, difference, summarize

@@ -5,11 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("scipy")
-pytest.importorskip("matplotlib")  # the package imports its plots
-pytest.importorskip("plotly")
-
 from scipy import stats
 
 from sae_lens_matryoshka.bench.outcome import Metric, Outcome

@@ -34,6 +34,7 @@ def test_the_shipped_config_is_the_papers():
     [
         (("stps", 2), "stps: unknown key. Did you mean 'steps'"),
         (("seeds", []), "seeds: List should have at least 1"),
+        (("seeds", [0, 0]), r"seeds: \[0, 0\] holds a seed twice"),
         (("steps", 10), "steps: Input should be greater"),
     ],
 )

@@ -57,10 +57,14 @@ class TestFrontMatter:
         data = card(entry("a", model_name="pythia-70m"), entry("b", model_name="some/model")).data
         assert data.base_model == ["EleutherAI/pythia-70m", "some/model"]
 
-    def test_a_flat_sae_is_no_matryoshka(self):
-        flat = card(entry(widths=None))
+    @pytest.mark.parametrize("widths", [None, WIDTHS[-1:]])
+    def test_a_flat_sae_is_no_matryoshka(self, widths: list[int] | None):
+        flat = card(entry(widths=widths))
         assert flat.data.tags == ["saelens", "sparse-autoencoder"]
-        assert "atryoshka" not in flat.text.split("<!--")[1].split("-->", 1)[1]
+        written = flat.text.split("<!--")[1].split("-->", 1)[1]
+        assert "atryoshka" not in written.replace(
+            "matryoshka_widths", ""
+        )  # a setting of its training
 
     def test_what_stands_there_is_kept(self):
         existing = "---\nlicense: mit\nlanguage: en\ntags: [mine, saelens]\n---\n\nHello.\n"
@@ -173,8 +177,7 @@ class TestText:
         text = card(ours).text
         assert (
             "Not for stock SAELens:** `a` needs the package `sae_lens_matryoshka`.\n"
-            "Call `import sae_lens_matryoshka` before `SAE.from_pretrained`, after "
-            "`pip install sae-lens-matryoshka`.\n"
+            "Call `import sae_lens_matryoshka` before `SAE.from_pretrained`.\n"
         ) in text
         assert "With stock SAELens" not in text
         loading = 'import sae_lens_matryoshka\nfrom sae_lens import SAE\n\nsae = SAE.from_pretrained("me/saes", "a")'
@@ -189,7 +192,7 @@ class TestText:
             'import theirs\nfrom sae_lens import SAE\n\nsae = SAE.from_pretrained("me/saes", "b")'
             in text
         )
-        assert text.count("import theirs") == 2 and "pip install" not in text
+        assert text.count("import theirs") == 2
 
     @pytest.mark.parametrize("existing", ["", "# Mine\n", "---\nlicense: mit\n---\n# Mine\n"])
     def test_building_it_again_changes_nothing(self, existing):

@@ -174,9 +174,10 @@ class TestRefusals:
         with pytest.raises(ValueError, match="as_jumprelu=True"):
             one(topk_sae(), levels=True)
 
-    def test_levels_of_a_flat_sae(self):
-        with pytest.raises(ValueError, match="names no matryoshka_widths"):
-            one(random_sae(), levels=True)
+    @pytest.mark.parametrize("widths", [None, WIDTHS[-1:]])
+    def test_levels_of_a_flat_sae(self, widths: list[int] | None):
+        with pytest.raises(ValueError, match="names no matryoshka_widths|only its own width"):
+            one(random_sae(widths=widths), levels=True)
 
 
 def test_files(tmp_path: Path):
@@ -189,7 +190,8 @@ def test_files(tmp_path: Path):
     staged = stage("deep/er", tmp_path / "sae", levels=True)
     widths = {f"deep/er/level_{i}_width_{w}": w for i, w in enumerate(WIDTHS)}
     widths["deep/er"] = WIDTHS[-1]
-    assert set(write(staged, True, tree)) == set(widths)
+    write(staged, True, tree)
+    assert {str(cfg.parent.relative_to(tree)) for cfg in tree.rglob("cfg.json")} == set(widths)
     for sae_id, width in widths.items():
         stock = SAE.load_from_disk(tree / sae_id)
         assert torch.equal(stock.W_dec, sae.W_dec[:width])
