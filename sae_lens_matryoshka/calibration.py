@@ -28,7 +28,8 @@ def calibrate_threshold(
     sae: T, activations: torch.Tensor, target_l0: float, as_jumprelu: bool = False
 ) -> T:
     """
-    A copy whose thresholds let exactly `target_l0` latents per token fire on the given activations.
+    A copy whose thresholds let exactly `target_l0` latents per token fire on the given activations (in
+    bfloat16 as nearly as its rounding allows).
 
     Decoder norms are folded first. All thresholds are scaled by one common factor, or, if all are
     zero, set to one uniform value.

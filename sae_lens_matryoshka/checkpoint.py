@@ -3,7 +3,7 @@
 import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -196,18 +196,20 @@ def _describe(cfg: dict[str, Any], names: list[str]) -> str:
 # ---- what SAELens's checkpoints lack
 
 
-def recent_activations(sae: TrainingSAE[Any]) -> list[torch.Tensor]:
-    """What an SAE of this package keeps to set its thresholds by; of another one nothing."""
+def memory(sae: TrainingSAE[Any]) -> dict[str, Any]:
+    """What an SAE of this package knows of its last batches beside its weights; of another one nothing."""
     if not isinstance(sae, MatryoshkaTrainingSAE):
-        return []
-    return [batch.cpu() for batch in sae.recent_activations.batches()]
+        return {}
+    recent = [batch.cpu() for batch in sae.recent_activations.batches()]
+    return {"recent_activations": recent, "engines": sae.engine_memory}
 
 
-def restore_recent_activations(sae: TrainingSAE[Any], batches: Sequence[torch.Tensor]) -> None:
-    """Give an SAE what recent_activations returned."""
+def restore_memory(sae: TrainingSAE[Any], state: Mapping[str, Any]) -> None:
+    """Give an SAE what memory returned."""
     if isinstance(sae, MatryoshkaTrainingSAE):
-        for batch in batches:
+        for batch in state["recent_activations"]:
             sae.recent_activations.add(batch.to(sae.device))
+        sae.engine_memory = state["engines"]
 
 
 def rng_state() -> dict[str, Any]:

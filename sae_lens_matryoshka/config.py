@@ -1,9 +1,10 @@
 """Every knob of a Matryoshka SAE, with unit, default and source."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+import numpy as np
 from sae_lens.saes.jumprelu_sae import JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
 from sae_lens.saes.standard_sae import StandardSAEConfig
@@ -186,6 +187,7 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
     l0_warm_up_steps: int | None = None
 
     def __post_init__(self) -> None:
+        self._unwrap_numpy()
         config_rules.one_of("activation", self.activation, Activation)
         self._fill_in_activation_options()
         if self.aux_loss is None:
@@ -193,7 +195,7 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
         self.matryoshka_widths = resolve_widths(self.matryoshka_widths, self.d_sae)
         self.validate()
         if self.level_weights is not None:
-            self.level_weights = list(self.level_weights)
+            self.level_weights = [float(weight) for weight in self.level_weights]
         self._make_whole_numbers_int()
         super().__post_init__()
 
@@ -241,6 +243,13 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
                     f"Leave {name} out or change the activation."
                 )
 
+    def _unwrap_numpy(self) -> None:
+        # NumPy's numbers do as numbers, but cannot be saved as JSON
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic):
+                setattr(self, field.name, value.item())
+
     def _make_whole_numbers_int(self) -> None:
         # 8.0 is a fine width to write down, but no index and no shape
         names = [*WHOLE_NUMBERS, *(["k"] if self.activation == "topk" else [])]
@@ -278,12 +287,7 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
             config_rules.check_number(self, name, "at least 0 steps", lambda value: value >= 0)
         for name in ("jumprelu_bandwidth", "decoder_init_norm"):
             config_rules.check_number(self, name, "greater than 0", lambda value: value > 0)
-        config_rules.check_number(
-            self,
-            "target_l0",
-            f"greater than 0 and at most d_sae ({self.d_sae})",
-            lambda value: 0 < value <= self.d_sae,
-        )
+        config_rules.check_controller(self)
         for name in WHOLE_NUMBERS:
             config_rules.check_whole(self, name)
 

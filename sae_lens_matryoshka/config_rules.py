@@ -170,6 +170,11 @@ def check_nesting(cfg: "MatryoshkaTrainingSAEConfig") -> None:
             "detach_inner_levels=True has no effect where every level between the innermost and the outermost "
             "has weight 0. Leave it out, or give one of them a weight."
         )
+    if cfg.level_weight_mu is not None and len(cfg.widths) < 2:
+        raise ValueError(
+            f"level_weight_mu={cfg.level_weight_mu} has no effect with one level. Leave it out or give "
+            "matryoshka_widths."
+        )
     if cfg.latent_order != "fixed" and len(cfg.widths) < 2:
         raise ValueError(
             f"latent_order={cfg.latent_order!r} has no effect with one level. Leave it out or give "
@@ -185,6 +190,21 @@ def check_refinement(cfg: "MatryoshkaTrainingSAEConfig") -> None:
         raise ValueError(
             f"refine_until={cfg.refine_until} has no effect without refinement_step. Leave it out or set "
             "refinement_step."
+        )
+
+
+def check_controller(cfg: "MatryoshkaTrainingSAEConfig") -> None:
+    """target_l0: only where it is reached."""
+    check_number(
+        cfg,
+        "target_l0",
+        f"greater than 0 and at most d_sae ({cfg.d_sae})",
+        lambda value: 0 < value <= cfg.d_sae,
+    )
+    if cfg.target_l0 is not None and cfg.l1_coefficient == 0:
+        raise ValueError(
+            f"target_l0={cfg.target_l0} has no effect with l1_coefficient=0, which its controller multiplies. "
+            "Raise it, or leave target_l0 out."
         )
 
 
@@ -258,6 +278,13 @@ def check_lengths(
         raise ValueError(
             f"snap_after_steps={cfg.snap_after_steps} has no effect in a run of {n_steps} steps. Lower it, or "
             "leave it out."
+        )
+    controlled = cfg.activation == "relu" and cfg.target_l0 is not None
+    if controlled and (cfg.l1_warm_up_steps or 0) >= n_steps:
+        raise ValueError(
+            f"target_l0={cfg.target_l0} has no effect: its controller begins after "
+            f"l1_warm_up_steps={cfg.l1_warm_up_steps}, and the run has {n_steps} steps. Lower these, or leave "
+            "target_l0 out."
         )
     if cfg.resample_every is None:
         return

@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -24,6 +24,8 @@ PRECISION = {
     "start_topk_threshold": torch.double,
     "l1_scale": torch.double,
     "latent_scores": torch.float32,
+    "prefix_seed": torch.int64,
+    "b_dec_is_set": torch.bool,
 }
 
 
@@ -103,14 +105,15 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
 
     @override
     def get_activation_fn(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        activation = self.cfg.activation
-        if activation == "relu":
-            return nn.ReLU()
-        if activation == "jumprelu":
-            return lambda hidden_pre: self._at_threshold(JumpReLU, hidden_pre, self.threshold)
-        if activation == "topk":
-            return lambda hidden_pre: engine.token_top_k(hidden_pre, int(cast(float, self.k_now)))
-        return lambda hidden_pre: engine.batch_top_k(hidden_pre, cast(float, self.k_now))
+        return nn.ReLU() if self.cfg.activation == "relu" else self._activate
+
+    def _activate(self, hidden_pre: torch.Tensor) -> torch.Tensor:
+        # a method, which a deep copy of the SAE binds to itself
+        if self.cfg.activation == "jumprelu":
+            return self._at_threshold(JumpReLU, hidden_pre, self.threshold)
+        if self.cfg.activation == "topk":
+            return engine.token_top_k(hidden_pre, int(cast(float, self.k_now)))
+        return engine.batch_top_k(hidden_pre, cast(float, self.k_now))
 
     def _at_threshold(
         self,
@@ -155,6 +158,16 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         norm = self.get_W_dec_norm() if self.cfg.rescale_acts_by_decoder_norm else None
         encoder = engine.Encoder(self.process_sae_in(x), self.W_enc, self.b_enc, norm)
         return self.encode_to_codes(encoder, dense=True)[-1].tensors()
+
+    @property
+    def engine_memory(self) -> list[tuple[float, float]]:
+        """What the engine of each of the encoder's passes remembers of the last batch."""
+        return [memory.memory for memory in self._engines]
+
+    @engine_memory.setter
+    def engine_memory(self, remembered: Sequence[tuple[float, float]]) -> None:
+        for memory, values in zip(self._engines, remembered):
+            memory.memory = values
 
     def encode_to_codes(self, encoder: engine.Encoder, dense: bool = False) -> list[engine.Code]:
         """
@@ -221,7 +234,10 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         """What a pre-activation must exceed for it to count, or to move its threshold."""
         if self.cfg.activation == "relu":
             return 0.0
-        return self.threshold.detach() - cast(float, self.cfg.jumprelu_bandwidth) / 2
+        threshold = self.threshold.detach()
+        # as it is applied, and a little more: the window's edge is rounded as well
+        rounded = threshold.to(self.dtype).to(torch.promote_types(self.dtype, threshold.dtype))
+        return rounded - cast(float, self.cfg.jumprelu_bandwidth) * (0.5 + 2**-7)
 
     @not_compiled
     def _sparse_code(

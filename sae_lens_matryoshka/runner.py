@@ -122,7 +122,7 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
             folder / checkpoint.STATE_FILENAME, map_location="cpu", weights_only=True
         )
         self._store.resume(state["store"])
-        checkpoint.restore_recent_activations(self.sae, state["recent_activations"])
+        checkpoint.restore_memory(self.sae, state)
         checkpoint.set_rng_state(state["rng"])
 
     @override
@@ -141,8 +141,8 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
             return
         state = {
             "store": self._store.resume_state(),
-            "recent_activations": checkpoint.recent_activations(self.sae),
             "rng": checkpoint.rng_state(),
+            **checkpoint.memory(self.sae),
         }
         torch.save(state, checkpoint_path / checkpoint.STATE_FILENAME)
 

@@ -26,6 +26,9 @@ from sae_lens_matryoshka import (
     LanguageModelSAERunnerConfig,
     MatryoshkaSAE,
     MatryoshkaSAETrainingRunner,
+    MatryoshkaTrainingSAE,
+    MatryoshkaTrainingSAEConfig,
+    engine,
 )
 from sae_lens_matryoshka.checkpoint import (
     check_writable,
@@ -92,6 +95,40 @@ def test_checkpoint_is_complete_and_safe_to_load(tmp_path: Path):
     cfg = json.loads((folder / "runner_cfg.json").read_text())
     resumable = LanguageModelSAERunnerConfig.from_dict(cfg)
     assert resumable.checkpoint_path == str(folder.parent)
+
+
+def test_scores_are_not_rounded_with_the_weights(tmp_path: Path):
+    """SAELens reads all in the SAE's data type; bfloat16 would tie many scores and order others' latents."""
+    sae = MatryoshkaTrainingSAE(
+        MatryoshkaTrainingSAEConfig(
+            d_in=4,
+            d_sae=64,
+            k=2,
+            matryoshka_widths=[8, 64],
+            latent_order="frequency",
+            dtype="bfloat16",
+        )
+    )
+    sae.latent_scores = torch.linspace(0.5, 0.501, 64)
+    sae.save_model(tmp_path)
+    opened = open_folder(tmp_path)
+    torch.testing.assert_close(opened.W_dec.data[0], _unit(sae.W_dec[-1]))
+    torch.testing.assert_close(opened.W_dec.data[63], _unit(sae.W_dec[0]))
+
+
+def _unit(row: torch.Tensor) -> torch.Tensor:
+    return row.data / row.data.norm()
+
+
+def test_a_resumed_engine_takes_the_same_paths(tmp_path: Path):
+    with engine.using("sparse"):
+        first = make_runner(tmp_path)
+        folder = stopped(first, step=10)
+    second = make_runner(tmp_path, resume_from_checkpoint=str(folder))
+    assert second.sae.engine_memory == [(0, 0)]
+    second._resume_data(folder)
+    assert second.sae.engine_memory == first.sae.engine_memory
+    assert second.sae.engine_memory[0][0] > 0
 
 
 def test_checkpoint_holds_no_more_activations_than_are_left(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import math
 
 import numpy as np
@@ -260,6 +261,10 @@ class TestOptionsThatNeedOthers:
                 {"latent_order": "frequency", "matryoshka_widths": [64]},
                 "latent_order='frequency' has no effect with one level",
             ),
+            (
+                {"level_weight_mu": 0.5, "matryoshka_widths": [64]},
+                "level_weight_mu=0.5 has no effect with one level",
+            ),
         ],
     )
     def test_are_refused_without_them(self, options, message):
@@ -272,6 +277,33 @@ def test_snapping_is_for_the_top_k(activation):
     """The penalty would outweigh an error that is a norm and no square: few latents would be left."""
     with pytest.raises(ValueError, match="snap_after_steps=5 with activation=.*keeps its weight"):
         config(activation=activation, snap_after_steps=5)
+
+
+def test_a_controller_needs_something_to_control():
+    with pytest.raises(ValueError, match="target_l0=3 has no effect with l1_coefficient=0"):
+        config(activation="relu", target_l0=3, l1_coefficient=0)
+    config(
+        activation="jumprelu", target_l0=3, l0_coefficient=0
+    )  # thresholds are set when it is saved
+
+
+def test_numbers_of_numpy_can_be_saved():
+    cfg = config(
+        k=np.float32(4),
+        tilt=np.float32(0.5),
+        level_weights=[np.float32(1), np.int64(2), 1],
+        matryoshka_widths=[np.int64(4), 16, 64],
+        resample_every=np.int64(8),
+    )
+    assert json.loads(json.dumps(cfg.to_dict()))["level_weights"] == [1, 2, 1]
+    assert (cfg.k, cfg.tilt, cfg.resample_every) == (4, 0.5, 8)
+
+
+def test_a_controller_needs_time():
+    cfg = config(activation="relu", target_l0=3, l1_warm_up_steps=100)
+    check_lengths(cfg, n_steps=101, dead_feature_window=30)
+    with pytest.raises(ValueError, match="target_l0=3 has no effect: its controller begins after"):
+        check_lengths(cfg, n_steps=100, dead_feature_window=30)
 
 
 def test_lists_are_not_shared_with_the_caller():

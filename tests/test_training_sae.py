@@ -1,5 +1,7 @@
 """One training step, against SAELens and against formulas written by hand."""
 
+import copy
+
 import pytest
 import torch
 from sae_lens import (
@@ -524,7 +526,41 @@ class TestL1Controller:
             assert loaded.l1_scale.item() == pytest.approx(1.0003**3, abs=1e-7)
 
 
+def test_a_deep_copy_is_on_its_own():
+    for activation in ("jumprelu", "topk", "batchtopk"):
+        sae = new_sae(activation=activation, **({} if activation == "jumprelu" else {"k": 3}))
+        before, copied = sae.encode(batch()), copy.deepcopy(sae)
+        if activation == "jumprelu":
+            sae.threshold.data += 1000
+        else:
+            sae.k_now = 1
+        assert torch.equal(copied.encode(batch()), before)
+        assert not torch.equal(sae.encode(batch()), before)
+
+
 class TestDtypes:
+    def test_the_seed_of_random_prefixes_survives_any(self, tmp_path):
+        sae = new_sae(prefix_sampling="random", matryoshka_widths=None, k=3)
+        sae.prefix_seed.fill_(2**31 - 1)
+        sae.save_model(tmp_path)
+        for dtype in ("float16", "bfloat16"):
+            loaded = TrainingSAE.load_from_disk(tmp_path, dtype=dtype)
+            assert step(loaded, batch().to(loaded.dtype)).loss.isfinite()
+
+    def test_the_thresholds_window_is_that_of_the_rounded_thresholds(self):
+        """In bfloat16 a threshold of 7 is up to .016 off, and the window is no wider than that."""
+        gradients, x = {}, torch.cat([batch(seed) for seed in range(200)]).bfloat16()
+        for path in ("sparse", "dense"):
+            torch.manual_seed(0)
+            sae = new_sae(activation="jumprelu", dtype="bfloat16", jumprelu_bandwidth=0.02)
+            sae.threshold.data = torch.linspace(4, 10, D_SAE)
+            sae.W_enc.data *= 20
+            with engine.using(path):
+                step(sae, x).loss.backward()
+            gradients[path] = sae.threshold.grad
+        assert gradients["dense"].abs().sum() > 0
+        assert_close(gradients["sparse"], gradients["dense"], 0.02)
+
     def test_jumprelu_thresholds_stay_float32_through_loading(self, tmp_path):
         new_sae(activation="jumprelu", dtype="bfloat16").save_model(tmp_path)
         loaded = TrainingSAE.load_from_disk(tmp_path)

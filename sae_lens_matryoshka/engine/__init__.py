@@ -58,13 +58,22 @@ def using(path: Path) -> Iterator[None]:
 class Engine:
     """Encodes batches by the faster path.
 
-    Remembers what the last batch showed. That decides how long the next one takes, never its
-    numbers, so none of it is saved.
+    Remembers what the last batch showed. That decides how long the next one takes, and of its numbers
+    no more than their rounding.
     """
 
     def __init__(self) -> None:
         self._cut = 0.0
         self._density = 0.0
+
+    @property
+    def memory(self) -> tuple[float, float]:
+        """What it remembers, for a run that is resumed to the last digit."""
+        return self._cut, self._density
+
+    @memory.setter
+    def memory(self, remembered: tuple[float, float]) -> None:
+        self._cut, self._density = remembered
 
     def batch_top_k(self, encoder: Encoder, k: float) -> SparseCode | None:
         """The sparse code of the batch's top k; None where the dense path is to be taken."""

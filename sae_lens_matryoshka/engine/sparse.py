@@ -47,8 +47,9 @@ class SparseCode:
     @not_compiled
     def token_sums(self, per_entry: torch.Tensor) -> torch.Tensor:
         """Values of the entries, (entries,), summed per token, (batch,)."""
-        zeros = per_entry.new_zeros(self._shape[0])
-        return zeros.index_add(0, self.entries.tokens, per_entry)
+        values = in_float32(per_entry)
+        sums = values.new_zeros(self._shape[0]).index_add(0, self.entries.tokens, values)
+        return sums.to(per_entry.dtype)
 
     @not_compiled
     def latent_sums(self) -> torch.Tensor:

@@ -12,7 +12,7 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.synthetic import SyntheticModel
 from sae_lens.training.sae_trainer import SAETrainer
 
-from sae_lens_matryoshka.checkpoint import recent_activations, restore_recent_activations
+from sae_lens_matryoshka.checkpoint import memory, restore_memory
 from sae_lens_matryoshka.fast_adam import speed_up_adam
 from sae_lens_matryoshka.ground_truth.own_randomness import OwnRandomness
 
@@ -101,8 +101,8 @@ class Pupil:
         self._trainer.save_trainer_state(folder)
         state = {
             "weights": self.sae.state_dict(),
-            "recent_activations": recent_activations(self.sae),
             "randomness": self._randomness.state,
+            **memory(self.sae),
         }
         torch.save(state, folder / _SAE_FILENAME)
 
@@ -111,7 +111,7 @@ class Pupil:
         self._trainer.load_trainer_state(folder)
         state = torch.load(folder / _SAE_FILENAME, weights_only=True)
         self.sae.load_state_dict(state["weights"])
-        restore_recent_activations(self.sae, state["recent_activations"])
+        restore_memory(self.sae, state)
         self._randomness.state = state["randomness"]
 
 

@@ -19,7 +19,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sae_lens_matryoshka.checkpoint import STATE_FILENAME, restore_recent_activations
+from sae_lens_matryoshka.checkpoint import STATE_FILENAME, restore_memory
 from sae_lens_matryoshka.latent_order import order_of
 from sae_lens_matryoshka.sae import inference_form
 from sae_lens_matryoshka.sae_folder import require_sae
@@ -44,9 +44,10 @@ def open_folder(folder: Path, dtype: str | None = None, device: str = "cpu") -> 
     if _ONLY_IN_TRAINING not in json.loads((folder / SAE_CFG_FILENAME).read_text()):
         return SAE.load_from_disk(folder, device=device, dtype=dtype)
     sae = TrainingSAE.load_from_disk(folder, dtype=dtype)
+    _unround_buffers(sae, folder)
     if (folder / STATE_FILENAME).is_file():
         state = torch.load(folder / STATE_FILENAME, map_location="cpu", weights_only=True)
-        restore_recent_activations(sae, state["recent_activations"])
+        restore_memory(sae, state)
     _fold_statistics(sae, folder / ACTIVATION_SCALER_CFG_FILENAME)
     return inference_form(sae).to(device)
 
@@ -73,6 +74,14 @@ def widths_beside(folder: Path) -> Sequence[int] | None:
     except FileNotFoundError:
         return None
     return (runner_cfg.get("sae") or {}).get("matryoshka_widths")
+
+
+def _unround_buffers(sae: TrainingSAE[Any], folder: Path) -> None:
+    """SAELens reads all in the SAE's data type; rounded scores would order the latents otherwise."""
+    saved = load_file(folder / SAE_WEIGHTS_FILENAME)
+    for name, buffer in sae.named_buffers():
+        if name in saved:
+            buffer.data = saved[name].to(buffer.device, buffer.dtype)
 
 
 def _fold_statistics(sae: TrainingSAE[Any], file: Path) -> None:
