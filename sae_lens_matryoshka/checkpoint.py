@@ -209,7 +209,7 @@ def restore_memory(sae: TrainingSAE[Any], state: Mapping[str, Any]) -> None:
     if isinstance(sae, MatryoshkaTrainingSAE):
         for batch in state["recent_activations"]:
             sae.recent_activations.add(batch.to(sae.device))
-        sae.engine_memory = state["engines"]
+        sae.engine_memory = state.get("engines", ())  # not in checkpoints of earlier commits
 
 
 def rng_state() -> dict[str, Any]:

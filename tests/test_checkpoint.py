@@ -129,6 +129,10 @@ def test_a_resumed_engine_takes_the_same_paths(tmp_path: Path):
     second._resume_data(folder)
     assert second.sae.engine_memory == first.sae.engine_memory
     assert second.sae.engine_memory[0][0] > 0
+    state = torch.load(folder / "matryoshka_state.pt", weights_only=True)
+    del state["engines"]  # as commits before it was kept
+    torch.save(state, folder / "matryoshka_state.pt")
+    assert open_folder(folder).cfg.d_sae == second.sae.cfg.d_sae
 
 
 def test_checkpoint_holds_no_more_activations_than_are_left(tmp_path: Path):

@@ -282,9 +282,8 @@ def test_snapping_is_for_the_top_k(activation):
 def test_a_controller_needs_something_to_control():
     with pytest.raises(ValueError, match="target_l0=3 has no effect with l1_coefficient=0"):
         config(activation="relu", target_l0=3, l1_coefficient=0)
-    config(
-        activation="jumprelu", target_l0=3, l0_coefficient=0
-    )  # thresholds are set when it is saved
+    # its thresholds are set when it is saved
+    config(activation="jumprelu", target_l0=3, l0_coefficient=0)
 
 
 def test_numbers_of_numpy_can_be_saved():

@@ -539,7 +539,7 @@ def test_a_deep_copy_is_on_its_own():
 
 
 class TestDtypes:
-    def test_the_seed_of_random_prefixes_survives_any(self, tmp_path):
+    def test_random_prefixes_are_drawn_after_loading_in_any(self, tmp_path):
         sae = new_sae(prefix_sampling="random", matryoshka_widths=None, k=3)
         sae.prefix_seed.fill_(2**31 - 1)
         sae.save_model(tmp_path)

@@ -124,9 +124,9 @@ def demo_key() -> str:
     """A hash of the demo's model and of all code that trains: what its data sets and SAEs come from."""
     from sae_lens_matryoshka.demo.model import MODEL_FOLDER
 
-    code, model = ("*.py", "engine/*.py", "demo/*.py"), ("*.json", "*.safetensors")
+    code = ("*.py", "engine/*.py", "demo/*.py")
     return hash_files(
-        MODEL_FOLDER.parents[1], (*code, *(f"demo/model/{pattern}" for pattern in model))
+        MODEL_FOLDER.parents[1], (*code, "demo/model/*.json", "demo/model/*.safetensors")
     )
 
 

@@ -78,10 +78,11 @@ def widths_beside(folder: Path) -> Sequence[int] | None:
 
 def _unround_buffers(sae: TrainingSAE[Any], folder: Path) -> None:
     """SAELens reads all in the SAE's data type; rounded scores would order the latents otherwise."""
-    saved = load_file(folder / SAE_WEIGHTS_FILENAME)
-    for name, buffer in sae.named_buffers():
-        if name in saved:
-            buffer.data = saved[name].to(buffer.device, buffer.dtype)
+    with safe_open(folder / SAE_WEIGHTS_FILENAME, framework="pt") as weights:
+        saved = set(weights.keys())
+        for name, buffer in sae.named_buffers():
+            if name in saved:
+                buffer.data = weights.get_tensor(name).to(buffer.device, buffer.dtype)
 
 
 def _fold_statistics(sae: TrainingSAE[Any], file: Path) -> None:

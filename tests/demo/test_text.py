@@ -53,10 +53,13 @@ def test_split_depends_on_the_opening_only():
     assert is_heldout(opening + "one end") == is_heldout(opening + "another end")
 
 
-def test_long_texts_are_cut(write_texts: WriteTexts):
+def test_long_texts_are_cut(write_texts: WriteTexts, monkeypatch: pytest.MonkeyPatch):
     folder = write_texts("1_a", ["word " * 100_000])  # beyond csv's default field limit
     both = texts("train", folder=folder) + texts("heldout", folder=folder)
     assert [len(text) for text in both] == [2_999]  # 3,000 less a final space
+    monkeypatch.setattr(text_module, "MAX_CHARS", 9)
+    both = texts("train", folder=folder) + texts("heldout", folder=folder)
+    assert both == ["word word"]
 
 
 def test_line_breaks_inside_texts_survive(write_texts: WriteTexts):

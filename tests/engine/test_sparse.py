@@ -87,11 +87,10 @@ class TestAgainstDense:
 def test_bfloat16_counts_per_token_do_not_stop_growing():
     problem = Problem.random(batch=3, d_in=4, d_sae=600, k=5, widths=[600]).to(torch.bfloat16)
     problem.b_enc += 100  # all fire
-    code = engine.Engine()
     with engine.using("sparse"):
-        sparse = code.above(problem.encoder, 0.0)
-    assert sparse is not None
-    counts = sparse.token_sums(torch.ones_like(sparse.hidden_pre))
+        code = engine.Engine().above(problem.encoder, 0.0)
+    assert code is not None
+    counts = code.token_sums(torch.ones_like(code.hidden_pre))
     assert counts.tolist() == [600] * 3  # 256 + 1 is 256 there
 
 
