@@ -1,9 +1,14 @@
 """Settings of the whole test run: no network, no accounts, and no deadlines on a busy machine."""
 
 import os
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # for `research`; behind an installed package
 
 # before anything imports the libraries that read them
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -54,3 +59,14 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr("sae_lens_matryoshka.runner.MatryoshkaSAETrainingRunner", Runner)
     return configs
+
+
+@pytest.fixture(scope="session")
+def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with 600 kB of the real texts."""
+    from sae_lens_matryoshka.demo.text import data_folder
+
+    folder = tmp_path_factory.mktemp("text")
+    for name in ("105_click_bait", "26_headline_isfrontpage", "47_reasoning_tf"):
+        shutil.copy(data_folder() / f"{name}.csv.zst", folder)
+    return folder

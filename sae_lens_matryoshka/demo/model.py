@@ -30,7 +30,7 @@ def load_model(folder: str | Path = MODEL_FOLDER, device: str = "cpu") -> "Hooke
     if missing:
         raise FileNotFoundError(
             f"{folder} lacks {', '.join(missing)}. The demo model comes with the "
-            "package; train one with: python -m sae_lens_matryoshka.demo.train_model"
+            "package; train one with: python -m research.demo_model.train_model"
         )
     import torch
 

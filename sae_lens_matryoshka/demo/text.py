@@ -29,10 +29,6 @@ HELDOUT_ONE_IN = 100
 NOT_SHOWN = ("hate", "toxic")
 """In the names of data sets that nobody wants on the screen."""
 
-SPELLING_TEMPLATE = "{word} has the first letter:"
-SPELLING_LINES = 11
-"""SAEBench asks for one word after ten solved examples."""
-
 INSTALL_HINT = (
     "The demo reads its text from the package sae-probes, which is not installed. "
     'Install it: in a checkout of the repository, pip install ".[demo]"'
@@ -107,34 +103,6 @@ def is_heldout(text: str) -> bool:
         True for about 1 % of texts; depends on nothing but the text.
     """
     return zlib.crc32(text[:OPENING].encode()) % HELDOUT_ONE_IN == 0
-
-
-def spelling_prompts(words: Sequence[str], n: int, seed: int) -> list[str]:
-    r"""Return texts that name the first letters of words.
-
-    Each is a prompt of SAEBench's first-letter absorption with its answer:
-    eleven lines "\n{word} has the first letter: {LETTER}", all words different.
-
-    Args:
-        words: Words, with or without a leading space; at least eleven.
-        n: Number of texts.
-        seed: Seed of the draw.
-
-    Returns:
-        The texts.
-    """
-    if len(words) < SPELLING_LINES:
-        raise ValueError(f"need at least {SPELLING_LINES} words, got {len(words)}")
-    rng = random.Random(seed)
-    return [
-        "".join(_spelling_line(word) for word in rng.sample(words, SPELLING_LINES))
-        for _ in range(n)
-    ]
-
-
-def _spelling_line(word: str) -> str:
-    letter = word.strip()[0].upper()
-    return f"\n{SPELLING_TEMPLATE.format(word=word)} {letter}"
 
 
 def _prompts(folder: Path, without: Sequence[str]) -> Iterator[str]:

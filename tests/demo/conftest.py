@@ -2,14 +2,11 @@
 
 import csv
 import io
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import zstandard
-
-from sae_lens_matryoshka.demo.text import data_folder
 
 WriteTexts = Callable[[str, Sequence[str]], Path]
 
@@ -30,12 +27,3 @@ def write_texts(tmp_path: Path) -> WriteTexts:
         return folder
 
     return write
-
-
-@pytest.fixture(scope="session")
-def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with 600 kB of the real texts."""
-    folder = tmp_path_factory.mktemp("text")
-    for name in ("105_click_bait", "26_headline_isfrontpage", "47_reasoning_tf"):
-        shutil.copy(data_folder() / f"{name}.csv.zst", folder)
-    return folder

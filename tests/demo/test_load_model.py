@@ -5,11 +5,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPTNeoXForCausalLM
 
+from research.demo_model.settings import TrainSettings
+from research.demo_model.tokenizer import save_tokenizer, train_tokenizer
+from research.demo_model.trainer import build_model
 from sae_lens_matryoshka.demo.model import MODEL_FOLDER, load_model
-from sae_lens_matryoshka.demo.settings import TrainSettings
 from sae_lens_matryoshka.demo.text import texts
-from sae_lens_matryoshka.demo.tokenizer import save_tokenizer, train_tokenizer
-from sae_lens_matryoshka.demo.trainer import build_model
 
 
 @pytest.fixture(scope="module", params=["random", "shipped"])

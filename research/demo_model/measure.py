@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .text import SPELLING_TEMPLATE, spelling_prompts
-from .tokenizer import END_OF_TEXT_ID, alphabetic_words, letter_index
+from research.demo_model.spelling import SPELLING_TEMPLATE, spelling_prompts
+from research.demo_model.tokenizer import END_OF_TEXT_ID, alphabetic_words, letter_index
 
 if TYPE_CHECKING:
     from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerFast

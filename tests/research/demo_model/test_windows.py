@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from research.demo_model.tokenizer import train_tokenizer
+from research.demo_model.windows import BatchStream, Documents, encode, pack
 from sae_lens_matryoshka.demo.text import texts
-from sae_lens_matryoshka.demo.tokenizer import train_tokenizer
-from sae_lens_matryoshka.demo.windows import BatchStream, Documents, encode, pack
 
 
 @pytest.fixture(scope="module")

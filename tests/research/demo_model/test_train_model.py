@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_lens_matryoshka.demo.measure import bigram_loss, letter_scores, unigram_loss
+from research.demo_model.measure import bigram_loss, letter_scores, unigram_loss
+from research.demo_model.settings import TrainSettings, parse
+from research.demo_model.train_model import main
+from research.demo_model.trainer import Trainer, next_token_loss
 from sae_lens_matryoshka.demo.model import load_model
-from sae_lens_matryoshka.demo.settings import TrainSettings, parse
-from sae_lens_matryoshka.demo.train_model import main
-from sae_lens_matryoshka.demo.trainer import Trainer, next_token_loss
 
 STEPS = 24
 BATCH_TOKENS = 8 * 32
@@ -137,7 +137,7 @@ def test_schedule_warms_up_holds_and_decays():
 def test_command_names_what_differs_and_no_path():
     settings, export_only = parse(["--out=/somewhere/secret", "--seed=3"])
     assert not export_only
-    assert settings.command() == "python -m sae_lens_matryoshka.demo.train_model --seed 3"
+    assert settings.command() == "python -m research.demo_model.train_model --seed 3"
 
 
 def test_next_token_loss_by_hand():
@@ -165,8 +165,8 @@ def test_letter_scores_see_a_letter_that_is_there(flags: list[str], tmp_path: Pa
     """A model whose embedding holds the first letter, and one that knows nothing."""
     from transformers import AutoTokenizer
 
-    from sae_lens_matryoshka.demo.tokenizer import alphabetic_tokens, letter_index
-    from sae_lens_matryoshka.demo.trainer import build_model
+    from research.demo_model.tokenizer import alphabetic_tokens, letter_index
+    from research.demo_model.trainer import build_model
 
     main([*flags, f"--out={tmp_path}", f"--tokens={BATCH_TOKENS}"])
     tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from sae_lens_matryoshka.demo.model import MODEL_FOLDER
-from sae_lens_matryoshka.demo.text import texts
-from sae_lens_matryoshka.demo.tokenizer import (
+from research.demo_model.tokenizer import (
     alphabetic_tokens,
     alphabetic_words,
     letter_index,
     save_tokenizer,
     train_tokenizer,
 )
+from sae_lens_matryoshka.demo.model import MODEL_FOLDER
+from sae_lens_matryoshka.demo.text import texts
 
 
 @pytest.fixture(scope="session")

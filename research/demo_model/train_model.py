@@ -1,6 +1,6 @@
 """The script that trained the demo's language model.
 
-    python -m sae_lens_matryoshka.demo.train_model --out FOLDER
+    python -m research.demo_model.train_model --out FOLDER
 
 GPT-NeoX layout, so that TransformerLens and transformers both read it. Made for two CPU
 cores. An interrupted run (Ctrl-C, SIGTERM) saves itself; the same command goes on.
@@ -17,12 +17,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .export import export
-from .settings import TrainSettings, parse
-from .text import texts
-from .tokenizer import save_tokenizer, train_tokenizer
-from .trainer import LetterHead, Trainer, build_model, build_optimizers, heldout_loss
-from .windows import BatchStream, Documents, encode, pack
+from research.demo_model.export import export
+from research.demo_model.settings import TrainSettings, parse
+from research.demo_model.tokenizer import save_tokenizer, train_tokenizer
+from research.demo_model.trainer import (
+    LetterHead,
+    Trainer,
+    build_model,
+    build_optimizers,
+    heldout_loss,
+)
+from research.demo_model.windows import BatchStream, Documents, encode, pack
+from sae_lens_matryoshka.demo.text import texts
 
 if TYPE_CHECKING:
     import numpy as np

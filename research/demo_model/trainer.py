@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from .muon import Muon
-from .settings import TrainSettings
-from .tokenizer import END_OF_TEXT_ID, alphabetic_tokens, letter_index
-from .windows import BatchStream
+from research.demo_model.muon import Muon
+from research.demo_model.settings import TrainSettings
+from research.demo_model.tokenizer import END_OF_TEXT_ID, alphabetic_tokens, letter_index
+from research.demo_model.windows import BatchStream
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sae_lens_matryoshka.demo.muon import Muon, orthogonalize
+from research.demo_model.muon import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (20, 20)])

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .text import spelling_prompts
-from .tokenizer import END_OF_TEXT_ID, alphabetic_words
+from research.demo_model.spelling import spelling_prompts
+from research.demo_model.tokenizer import END_OF_TEXT_ID, alphabetic_words
 
 if TYPE_CHECKING:
     import torch

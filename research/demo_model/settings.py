@@ -114,7 +114,7 @@ class TrainSettings:
             if (f.name == "tokens" or f.name not in RESUMABLE)
             and getattr(self, f.name) != f.default
         ]
-        return " ".join(["python -m sae_lens_matryoshka.demo.train_model", *flags])
+        return " ".join(["python -m research.demo_model.train_model", *flags])
 
 
 def parse(argv: list[str] | None = None) -> tuple[TrainSettings, bool]:

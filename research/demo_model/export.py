@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .measure import bigram_loss, letter_scores, unigram_loss
-from .model import MODEL_NAME
-from .tokenizer import save_tokenizer
-from .trainer import Trainer, heldout_loss
-from .windows import Documents
+from research.demo_model.measure import bigram_loss, letter_scores, unigram_loss
+from research.demo_model.tokenizer import save_tokenizer
+from research.demo_model.trainer import Trainer, heldout_loss
+from research.demo_model.windows import Documents
+from sae_lens_matryoshka.demo.model import MODEL_NAME
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,0 +1,1 @@
+"""How the demo's language model was trained; run from a checkout of the repository."""
