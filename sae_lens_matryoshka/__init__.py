@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sae_lens_matryoshka.runner import (
         LanguageModelSAERunnerConfig,
         MatryoshkaSAETrainingRunner,
+        TrainingFailed,
         TrainingInterrupted,
     )
     from sae_lens_matryoshka.sae import MatryoshkaSAE
@@ -30,6 +31,7 @@ __all__ = [
     "MatryoshkaSAETrainingRunner",
     "MatryoshkaTrainingSAE",
     "MatryoshkaTrainingSAEConfig",
+    "TrainingFailed",
     "TrainingInterrupted",
     "bench",
     "calibrate_threshold",
@@ -43,6 +45,7 @@ _HOME_OF = {
     "MatryoshkaSAETrainingRunner": "runner",
     "MatryoshkaTrainingSAE": "training_sae",
     "MatryoshkaTrainingSAEConfig": "config",
+    "TrainingFailed": "runner",
     "TrainingInterrupted": "runner",
     "calibrate_threshold": "calibration",
 }

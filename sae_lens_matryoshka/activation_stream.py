@@ -4,6 +4,7 @@ SAELens saves how many rows of the dataset are finished. That loses what its mix
 serves an unfinished row again; here the token sequences are counted and the buffer is saved.
 """
 
+import zlib
 from collections import deque
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from sae_lens import ActivationsStore, logger
 from tqdm.auto import tqdm
 from typing_extensions import override
+
+from sae_lens_matryoshka.finite_rows import FiniteRows
 
 
 class MixingBuffer(Iterator[torch.Tensor]):
@@ -75,20 +78,25 @@ class MixingBuffer(Iterator[torch.Tensor]):
 
 
 class ResumableStore(ActivationsStore):
-    """SAELens's ActivationsStore, with a state that is complete."""
+    """SAELens's ActivationsStore, with a state that is complete, serving finite activations only."""
 
     mixing: MixingBuffer
+    finite_rows: FiniteRows
     n_sequences_drawn: int  # token sequences, in the present pass over the dataset
+    tokens_hash: int  # of those sequences
     _served: deque[torch.Tensor]  # the last batches, of which a prefetcher may still hold some
 
     @classmethod
-    def adopt(cls, store: ActivationsStore, n_prefetched: int) -> "ResumableStore":
+    def adopt(
+        cls, store: ActivationsStore, n_prefetched: int, max_nonfinite_fraction: float
+    ) -> "ResumableStore":
         """
         Turn a store that SAELens's runner has just built, and offers no factory for, into this.
 
         Args:
             store: A store that has served nothing yet; the same object is returned.
             n_prefetched: Batches that a PrefetchingIterator may queue; 0 without one.
+            max_nonfinite_fraction: Share of the activations that may be NaN or infinite; skipped.
         """
         store.__class__ = cls
         assert isinstance(store, cls)
@@ -100,17 +108,40 @@ class ResumableStore(ActivationsStore):
         )
         # a full queue, one batch in the prefetcher's hand, and one taken but not noted yet
         store._served = deque(maxlen=n_prefetched + 2)
-        store.n_sequences_drawn = 0
+        store.finite_rows = FiniteRows(max_nonfinite_fraction, store.train_batch_size_tokens)
+        store.n_sequences_drawn = store.tokens_hash = 0
+        store.current_row_idx = 0  # which SAELens sets for cached activations only
         store.iterable_sequences = store._iterate_tokenized_sequences()
         return store
 
     @override
     def _iterate_tokenized_sequences(self) -> Generator[torch.Tensor, None, None]:
         # every draw passes here, those of the evaluations too; SAELens calls it for each pass
-        self.n_sequences_drawn = 0
+        self.n_sequences_drawn = self.tokens_hash = 0
         for sequence in super()._iterate_tokenized_sequences():
             self.n_sequences_drawn += 1
+            self.tokens_hash = zlib.crc32(sequence.cpu().numpy().tobytes(), self.tokens_hash)
             yield sequence
+
+    @override
+    def get_filtered_llm_batch(self, raise_on_epoch_end: bool = False) -> torch.Tensor:
+        position = self._position()
+        try:
+            return self.finite_rows.keep(super().get_filtered_llm_batch(raise_on_epoch_end))
+        except StopIteration:  # the pass over the dataset is over
+            raise
+        except BaseException:  # a resumed run must draw these sequences again
+            self.__dict__.update(position)
+            raise
+
+    def _position(self) -> dict[str, int]:
+        """Where the store stands in its source."""
+        return {
+            "n_sequences_drawn": self.n_sequences_drawn,
+            "n_dataset_processed": self.n_dataset_processed,
+            "current_row_idx": self.current_row_idx,  # cached activations only
+            "tokens_hash": self.tokens_hash,
+        }
 
     @override
     def get_data_loader(self) -> Iterator[torch.Tensor]:
@@ -141,9 +172,9 @@ class ResumableStore(ActivationsStore):
         if self.mixing.to_serve is not None:
             to_serve.append(self.mixing.to_serve)
         return {
-            "n_sequences_drawn": self.n_sequences_drawn,
-            "n_dataset_processed": self.n_dataset_processed,
-            "current_row_idx": getattr(self, "current_row_idx", 0),  # cached activations only
+            **self._position(),
+            "n_rows_seen": self.finite_rows.n_seen,
+            "n_rows_skipped": self.finite_rows.n_skipped,
             # copies: torch.save would write all of the storage that a slice belongs to
             "to_serve": torch.cat(to_serve).cpu() if to_serve else None,
             "kept": None if kept is None else kept.clone().cpu(),
@@ -155,7 +186,15 @@ class ResumableStore(ActivationsStore):
         n_sequences: int = state["n_sequences_drawn"]
         for _ in tqdm(range(n_sequences), desc="Skipping what was drawn before", leave=False):
             self._skip_sequence()
+        if self.tokens_hash != state.get("tokens_hash", self.tokens_hash):
+            logger.warning(
+                f"The first {n_sequences} token sequences of the dataset are not those that the "
+                "checkpoint was trained on: the dataset or the tokenizer has changed. Training goes "
+                "on behind them."
+            )
         self.n_dataset_processed = state["n_dataset_processed"]
+        self.finite_rows.n_seen = state.get("n_rows_seen", 0)
+        self.finite_rows.n_skipped = state.get("n_rows_skipped", 0)
         loaded = {
             name: state[name].to(self.device)
             for name in ("to_serve", "kept")

@@ -10,28 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from sae_lens import LanguageModelSAERunnerConfig, TrainingSAE, TrainingSAEConfig, logger
-from sae_lens.constants import (
-    ACTIVATION_SCALER_CFG_FILENAME,
-    ACTIVATIONS_STORE_STATE_FILENAME,
-    RUNNER_CFG_FILENAME,
-    SAE_CFG_FILENAME,
-    SAE_WEIGHTS_FILENAME,
-    TRAINER_STATE_FILENAME,
-)
+from sae_lens import TrainingSAE, TrainingSAEConfig, logger
+from sae_lens.constants import SAE_CFG_FILENAME
 
+from sae_lens_matryoshka.checkpoint_folder import checkpoints_below, damage, newest_complete
+from sae_lens_matryoshka.resume_check import describe
 from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
 
 # What SAELens's own checkpoints do not hold, beside their files; torch.load(weights_only=True).
 STATE_FILENAME = "matryoshka_state.pt"
-
-STOCK_FILENAMES = (
-    SAE_WEIGHTS_FILENAME,
-    SAE_CFG_FILENAME,
-    TRAINER_STATE_FILENAME,
-    ACTIVATION_SCALER_CFG_FILENAME,
-    ACTIVATIONS_STORE_STATE_FILENAME,
-)
 
 # Fields in which a checkpoint must agree, and those in which it always may differ.
 SHAPE_FIELDS = ("architecture", "d_in", "d_sae", "activation", "latent_order")
@@ -45,20 +32,6 @@ OPTIONS_WITH_STATE = {
     "prefix_sampling": "fixed",
     "b_dec_init": "zeros",
 }
-
-# What the restored optimizer and scheduler have of their own; the length only where the rate depends on it.
-SCHEDULE_FIELDS = (
-    "lr",
-    "lr_end",
-    "lr_scheduler_name",
-    "lr_warm_up_steps",
-    "lr_decay_steps",
-    "n_restart_cycles",
-    "adam_beta1",
-    "adam_beta2",
-    "lr_decay_to",
-)
-LENGTH_FIELDS = ("training_tokens", "train_batch_size_tokens")
 
 # Modes whose statistics are folded into the weights at the end of training.
 FOLDED_NORMALIZATIONS = ("expected_average_only_in", "covariance_whitening")
@@ -103,16 +76,14 @@ def check_checkpoint(path: str, sae_cfg: TrainingSAEConfig) -> None:
         sae_cfg: The SAE that the run will train.
 
     Raises:
-        FileNotFoundError: No such folder, or it is no whole checkpoint.
-        ValueError: It holds another SAE, or one whose training is over.
+        FileNotFoundError: No such folder, or it is no complete checkpoint.
+        ValueError: A file in it is damaged, it holds another SAE, or one whose training is over.
     """
     folder = Path(path)
-    missing = [name for name in STOCK_FILENAMES if not (folder / name).is_file()]
-    if missing:
-        what = f"lacks {', '.join(missing)}" if folder.is_dir() else "is no folder"
-        raise FileNotFoundError(
-            f"resume_from_checkpoint={path!r} {what}. {_checkpoints_below(folder)}"
-        )
+    problem = damage(folder) if folder.is_dir() else "is no folder"
+    if problem:
+        kind = ValueError if "is damaged" in problem else FileNotFoundError
+        raise kind(f"resume_from_checkpoint={path!r} {problem}. {_others(folder)}")
     saved = json.loads((folder / SAE_CFG_FILENAME).read_text())
     wanted = sae_cfg.to_dict()
     both = saved.keys() & wanted.keys()
@@ -124,45 +95,24 @@ def check_checkpoint(path: str, sae_cfg: TrainingSAEConfig) -> None:
     ]
     if differing:
         raise ValueError(
-            f"resume_from_checkpoint={path!r} holds another SAE: {_describe(saved, differing)}; "
-            f"this run asks for {_describe(wanted, differing)}. Give the values it was trained "
+            f"resume_from_checkpoint={path!r} holds another SAE: {describe(saved, differing)}; "
+            f"this run asks for {describe(wanted, differing)}. Give the values it was trained "
             "with, or start without resume_from_checkpoint."
         )
     _check_not_folded(path, saved, wanted)
     _warn_of_changes(path, saved, wanted, sae_cfg)
 
 
-def check_schedule_is_kept(path: str, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """
-    Check that a resumed run asks for the learning rates that SAELens will restore from the checkpoint.
-
-    Args:
-        path: The checkpoint's folder.
-        cfg: The run's configuration.
-
-    Raises:
-        ValueError: It asks for others.
-    """
-    file = Path(path) / RUNNER_CFG_FILENAME
-    if not file.is_file():
-        return
-    absent = {"lr_decay_to": 0.0}  # which SAELens's configurations do not have
-    saved, wanted = absent | json.loads(file.read_text()), absent | cfg.to_dict()
-    is_constant = saved.get("lr_scheduler_name") == "constant" and not saved.get("lr_decay_steps")
-    names = SCHEDULE_FIELDS if is_constant else (*SCHEDULE_FIELDS, *LENGTH_FIELDS)
-    changed = [name for name in names if name in saved and saved[name] != wanted.get(name)]
-    if changed:
-        raise ValueError(
-            f"resume_from_checkpoint={path!r} was trained with {_describe(saved, changed)}, and SAELens goes on "
-            f"with its learning rates whatever the run asks for: {_describe(wanted, changed)} would have no effect. "
-            "Leave it as it was, or start without resume_from_checkpoint."
-        )
-
-
-def _checkpoints_below(folder: Path) -> str:
-    names = [file.parent.name for file in folder.glob(f"[!.]*/{TRAINER_STATE_FILENAME}")]
-    if names:
-        return f"There are checkpoints below it: {', '.join(sorted(names))}. Give one of them."
+def _others(folder: Path) -> str:
+    below = checkpoints_below(folder)
+    if below:
+        names = sorted(str(path.relative_to(folder)) for path in below)
+        newest = newest_complete(folder)
+        hint = f" The newest complete one is {newest}." if newest else ""
+        return f"There are checkpoints below it: {', '.join(names)}. Give one of them.{hint}"
+    newest = newest_complete(folder.parent) if folder.parent.is_dir() else None
+    if newest:
+        return f"The newest complete checkpoint beside it is {newest}."
     return "Give the folder of one checkpoint, such as 'checkpoints/<id>/<number of tokens>'."
 
 
@@ -185,12 +135,8 @@ def _warn_of_changes(
     if changed:
         logger.warning(
             f"Resuming from {path} with another configuration of the SAE: "
-            f"{_describe(wanted, changed)} instead of {_describe(saved, changed)}."
+            f"{describe(wanted, changed)} instead of {describe(saved, changed)}."
         )
-
-
-def _describe(cfg: dict[str, Any], names: list[str]) -> str:
-    return ", ".join(f"{name}={cfg[name]!r}" for name in names)
 
 
 # ---- what SAELens's checkpoints lack

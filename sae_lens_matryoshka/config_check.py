@@ -97,7 +97,7 @@ def _listed(options: dict[str, Any]) -> str:
 
 
 # What SAELens's flags lack.
-ONLY_IN_FILES = ("recipe", "lr_decay_to")
+ONLY_IN_FILES = ("recipe", "lr_decay_to", "max_nonfinite_fraction")
 
 
 def known_flags() -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from sae_lens import SAE
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 _PREPENDS_BOS = True  # SAELens's default in training, for an SAE that does not say
@@ -44,7 +45,10 @@ def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
 def holds_weights_of(folder: Path, sae: SAE[Any]) -> bool:
     """Whether the weights that are saved in a folder are an SAE's."""
     file, ours = folder / SAE_WEIGHTS_FILENAME, sae.state_dict()
-    saved = load_file(file) if file.is_file() else {}
+    try:
+        saved = load_file(file) if file.is_file() else {}
+    except SafetensorError:  # damaged
+        return False
     return saved.keys() == ours.keys() and all(
         torch.equal(saved[name], tensor.cpu()) for name, tensor in ours.items()
     )

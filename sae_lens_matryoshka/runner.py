@@ -1,6 +1,9 @@
 """SAELens's training runner and its configuration, extended: flat SAE fields, exact resuming."""
 
-import copy
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +14,37 @@ from sae_lens import (
     SAETrainer,
     TrainingSAE,
     TrainingSAEConfig,
+    logger,
 )
 from sae_lens.config import T_TRAINING_SAE_CONFIG, HfDataset
+from sae_lens.constants import (
+    RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    SPARSITY_FILENAME,
+)
+from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformer_lens.HookedTransformer import HookedRootModule
 from typing_extensions import override
 
-from sae_lens_matryoshka import checkpoint
+from sae_lens_matryoshka import checkpoint, leftovers, run_record
 from sae_lens_matryoshka.activation_stream import ResumableStore
 from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.config_rules import check_lengths
 from sae_lens_matryoshka.fast_adam import speed_up_adam
-from sae_lens_matryoshka.interruption import (
-    InterruptibleTrainer,
-    Interruption,
-    TrainingInterrupted,
-)
+from sae_lens_matryoshka.finite_rows import MAX_NONFINITE_FRACTION
+from sae_lens_matryoshka.interruptible_trainer import InterruptibleTrainer
+from sae_lens_matryoshka.interruption import Interruption, TrainingFailed, TrainingInterrupted
+from sae_lens_matryoshka.resume_check import check_run_is_kept
+from sae_lens_matryoshka.run_log import RunLog, ValidNames
 from sae_lens_matryoshka.runner_config import LanguageModelSAERunnerConfig
-from sae_lens_matryoshka.whole import whole_files
+from sae_lens_matryoshka.whole import SaveError, save_errors_named, whole_files, write_json
 
 __all__ = [
     "LanguageModelSAERunnerConfig",
     "MatryoshkaSAETrainingRunner",
+    "TrainingFailed",
     "TrainingInterrupted",
 ]
 
@@ -41,12 +53,15 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
     """
     SAELens's runner for one SAE of any architecture, with a fused Adam and exact interruption.
 
-    SIGINT (Ctrl-C) or SIGTERM ends a run between two steps and saves everything first. Checkpoints
-    and results are whole or not there. A run resumed from a checkpoint ends with the same numbers as
-    one that was never interrupted. For that, checkpoints also hold the random generators, the
-    activations that are loaded but not trained on (SAELens's mixing buffer), and those that the
-    threshold is calibrated on (up to 32,768 tokens). SAELens can resume from the same checkpoints,
-    and its own can be resumed here.
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP end a run between two steps and save everything first; so does
+    any error, such as a broken data stream. Checkpoints and results are complete or absent. A run
+    resumed from a checkpoint ends with the same numbers as one that was never interrupted. For that,
+    checkpoints also hold the random generators, the activations that are loaded but not trained on
+    (SAELens's mixing buffer), and those that the threshold is calibrated on (up to 32,768 tokens).
+    SAELens can resume from the same checkpoints, and its own can be resumed here.
+
+    A logger that fails is reported, and training goes on without it. Activations that are NaN or
+    infinite are skipped and counted.
 
     Args:
         cfg: The configuration, SAELens's or ours.
@@ -56,8 +71,10 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
 
     Raises:
         OSError: output_path or checkpoint_path cannot be written.
-        FileNotFoundError: resume_from_checkpoint is no whole checkpoint.
-        ValueError: resume_from_checkpoint holds another SAE, or an option that counts steps does not fit the run.
+        FileNotFoundError: resume_from_checkpoint is no complete checkpoint.
+        TypeError: A value of the configuration cannot be saved with it.
+        ValueError: resume_from_checkpoint is damaged or of another training, or an option that counts
+            steps does not fit the run.
     """
 
     def __init__(
@@ -68,6 +85,8 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
         override_sae: TrainingSAE[Any] | None = None,
     ):
         # before the model is loaded, which may take minutes
+        cfg = run_record.with_plain_values(cfg)
+        cfg.logger = ValidNames.of(cfg.logger)
         checkpoint.check_writable("output_path", cfg.output_path)
         checkpoint.check_writable("checkpoint_path", cfg.checkpoint_path)
         sae_cfg: TrainingSAEConfig = cfg.sae if override_sae is None else override_sae.cfg
@@ -75,14 +94,19 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
             check_lengths(sae_cfg, cfg.total_training_steps, cfg.dead_feature_window)
         if cfg.resume_from_checkpoint is not None:
             checkpoint.check_checkpoint(cfg.resume_from_checkpoint, sae_cfg)
-            checkpoint.check_schedule_is_kept(cfg.resume_from_checkpoint, cfg)
+            check_run_is_kept(cfg.resume_from_checkpoint, cfg)
+        leftovers.recover_run(cfg)
         super().__init__(cfg, override_dataset, override_model, override_sae)
         if isinstance(self.cfg, LanguageModelSAERunnerConfig):
-            self.cfg = copy.copy(self.cfg)
             self.cfg.runner_ends_decay = True
-        n_prefetched = int(self.cfg.prefetch_llm_batches)
-        self._store = ResumableStore.adopt(self.activations_store, n_prefetched)
+        self._store = ResumableStore.adopt(
+            self.activations_store,
+            int(self.cfg.prefetch_llm_batches),
+            getattr(self.cfg, "max_nonfinite_fraction", MAX_NONFINITE_FRACTION),
+        )
         self._interruption = Interruption()
+        self._log = RunLog()
+        self._result_is_saved = False
 
     @property
     def output_path(self) -> Path | None:
@@ -104,14 +128,32 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
 
         Raises:
             TrainingInterrupted: A signal came; says where everything is saved and how to go on.
-            ValueError: A batch or the loss was not finite; earlier files are left as they were.
+            TrainingFailed: An error came after at least one step; likewise.
+            SaveError: The trained SAE could not be saved; says where it is instead.
         """
         with self._interruption:  # signals stay deferred until the result is saved
             if self.cfg.resume_from_checkpoint is not None:
                 self._resume_data(Path(self.cfg.resume_from_checkpoint))
-            sae = super().run()
+            with self._failure_reported_after_the_end():
+                super().run()
             self._say_where_results_are()
-        return sae
+        return self.sae
+
+    @contextmanager
+    def _failure_reported_after_the_end(self) -> Iterator[None]:
+        """Report what fails when the result is saved: only the logger is left to be closed."""
+        try:
+            yield
+        except Exception:
+            if not self._result_is_saved:
+                raise
+            with self._log.failure_reported():
+                raise
+
+    @override
+    def _set_sae_metadata(self) -> None:
+        super()._set_sae_metadata()
+        run_record.make_plain(self.sae.cfg)
 
     def _resume_data(self, folder: Path) -> None:
         """Restore what feeds the trainer, before SAELens starts a thread that draws from it."""
@@ -132,13 +174,17 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
         speed_up_adam(trainer.optimizer)
         if isinstance(self.cfg, LanguageModelSAERunnerConfig) and self.cfg.lr_decay_to > 0:
             end_decay_at(trainer.lr_scheduler, self.cfg.lr_decay_to)
-        return InterruptibleTrainer.adopt(trainer, self._interruption, self._store).fit()
+        adopted = InterruptibleTrainer.adopt(trainer, self._interruption, self._store, self._log)
+        sae = adopted.fit()
+        self._result_is_saved = self.output_path is None  # then there is nothing to save
+        return sae
 
     @override
     def save_checkpoint(self, checkpoint_path: Path | None) -> None:
-        super().save_checkpoint(checkpoint_path)
         if checkpoint_path is None:
             return
+        self._store.save_to_checkpoint(checkpoint_path)
+        write_json(checkpoint_path / RUNNER_CFG_FILENAME, run_record.record_of(self.cfg))
         state = {
             "store": self._store.resume_state(),
             "rng": checkpoint.rng_state(),
@@ -153,10 +199,63 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
         output_path: str,
         log_feature_sparsity: torch.Tensor | None = None,
     ) -> None:
-        with whole_files(Path(output_path)) as staging:
-            super().save_final_sae(sae, str(staging), log_feature_sparsity)
+        folder = Path(output_path)
+        try:
+            self._save_sae(sae, folder)
+        except SaveError as error:
+            raise SaveError(f"{error} {self._rescue(sae)}") from error
+        self._result_is_saved = True
+        # the SAE is complete: what fails from here on is reported
+        with self._failure_reported(folder, SPARSITY_FILENAME):
+            if log_feature_sparsity is not None:
+                with whole_files(folder) as staging:
+                    save_file({"sparsity": log_feature_sparsity}, staging / SPARSITY_FILENAME)
+        with self._failure_reported(folder, RUNNER_CFG_FILENAME):
+            write_json(folder / RUNNER_CFG_FILENAME, run_record.record_of(self.cfg))
+        if self.cfg.logger.log_to_wandb and not self._log.has_failed:
+            with self._log.failure_reported():
+                files = (SAE_WEIGHTS_FILENAME, SAE_CFG_FILENAME, SPARSITY_FILENAME)
+                weights, config, sparsity = (folder / name for name in files)
+                self.cfg.logger.log(
+                    self, weights, config, sparsity if sparsity.exists() else None, ["final_model"]
+                )
+
+    def _save_sae(self, sae: TrainingSAE[Any], folder: Path) -> None:
+        """Save the SAE for inference; what described an older one there is removed with it."""
+        described = (SPARSITY_FILENAME, RUNNER_CFG_FILENAME)
+        with (
+            save_errors_named(folder, folder),
+            whole_files(folder, announced_by=SAE_CFG_FILENAME, outdated=described) as staging,
+            save_errors_named(folder, staging),
+        ):
+            sae.save_inference_model(staging)
+
+    def _rescue(self, sae: TrainingSAE[Any]) -> str:
+        """Save the SAE where it can be, since output_path cannot be written to; say where that is."""
+        places = [] if self.checkpoint_path is None else [self.checkpoint_path]
+        for place in (*places, Path(tempfile.gettempdir())):
+            folder = place / f"sae-{uuid.uuid4().hex[:8]}"
+            try:
+                self._save_sae(sae, folder)
+            except SaveError as error:
+                logger.error(str(error))
+            else:
+                return f"The trained SAE is complete in {folder}."
+        return "In this process, the trained SAE is in the runner's sae."
+
+    @contextmanager
+    def _failure_reported(self, folder: Path, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            logger.error(f"{folder / name} could not be saved: {error}. The SAE is complete there.")
 
     def _say_where_results_are(self) -> None:
+        rows = self._store.finite_rows
+        if rows.n_skipped:
+            logger.warning(
+                f"{rows.n_skipped} of {rows.n_seen} activations were NaN or infinite and were skipped."
+            )
         if self.output_path is None:
             tqdm.write("Training is done. Nothing was saved, since output_path=None.")
         else:

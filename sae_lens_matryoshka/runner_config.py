@@ -15,6 +15,7 @@ from typing_extensions import override
 from sae_lens_matryoshka import recipes
 from sae_lens_matryoshka.config import ARCHITECTURE, MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.config_rules import check_lengths, check_schedule
+from sae_lens_matryoshka.finite_rows import MAX_NONFINITE_FRACTION
 
 
 @dataclass(init=False)
@@ -28,7 +29,7 @@ class LanguageModelSAERunnerConfig(
         LanguageModelSAERunnerConfig(d_in=768, d_sae=16_384, k=40, model_name="gpt2", ...)
 
     SAELens's runner takes it, and SAELens reads the runner_cfg.json that a run writes, unless lr_decay_to
-    is given, which it does not know. What is passed in is copied, never changed.
+    or max_nonfinite_fraction is given, which it does not know. What is passed in is copied, never changed.
 
     Args:
         sae (TrainingSAEConfig | None): The SAE's configuration, as SAELens takes it. None: built from
@@ -40,6 +41,9 @@ class LanguageModelSAERunnerConfig(
             like given ones. None: SAELens's defaults.
         lr_decay_to (float): Share of lr at which the decay over lr_decay_steps ends (the authors' toy code:
             0.1). Needs MatryoshkaSAETrainingRunner. Default 0, as SAELens.
+        max_nonfinite_fraction (float): Largest fraction of the activations that may be NaN or infinite, at
+            least one batch. MatryoshkaSAETrainingRunner skips and counts them, and ends the run when there are
+            more. 0: none may be. Defaults to 0.01.
         **kwargs: Every field of SAELens's LanguageModelSAERunnerConfig and, without sae, of the
             architecture's configuration. device and dtype, which both have, go to both.
 
@@ -50,8 +54,9 @@ class LanguageModelSAERunnerConfig(
     """
 
     lr_decay_to: float = 0.0
+    max_nonfinite_fraction: float = MAX_NONFINITE_FRACTION
 
-    runner_ends_decay = False  # set by the runner that minds lr_decay_to
+    runner_ends_decay = False  # set by the runner that minds lr_decay_to and max_nonfinite_fraction
 
     @overload
     def __init__(
@@ -83,6 +88,7 @@ class LanguageModelSAERunnerConfig(
         architecture: str | None = None,
         recipe: recipes.Recipe | None = None,
         lr_decay_to: float = 0.0,
+        max_nonfinite_fraction: float = MAX_NONFINITE_FRACTION,
         **kwargs: Any,
     ) -> None:
         options = copy.deepcopy(kwargs)
@@ -108,6 +114,11 @@ class LanguageModelSAERunnerConfig(
         super().__init__(sae=sae, **run_options)  # pyright: ignore[reportArgumentType]
         self.lr_decay_to = lr_decay_to
         self._check_decay()
+        if not 0 <= max_nonfinite_fraction <= 1:
+            raise ValueError(
+                f"max_nonfinite_fraction={max_nonfinite_fraction!r} must be between 0 and 1."
+            )
+        self.max_nonfinite_fraction = max_nonfinite_fraction
         with recipes.named_in_errors(recipe, added):
             check_schedule(self.total_training_steps, self.lr_warm_up_steps, self.lr_decay_steps)
             if isinstance(sae, MatryoshkaTrainingSAEConfig):
@@ -135,6 +146,11 @@ class LanguageModelSAERunnerConfig(
                 f"lr_decay_to={self.lr_decay_to} is not known to SAELens, whose decay ends at 0. Run it with "
                 "MatryoshkaSAETrainingRunner, or leave it out."
             )
+        if self.max_nonfinite_fraction != MAX_NONFINITE_FRACTION and not self.runner_ends_decay:
+            raise ValueError(
+                f"max_nonfinite_fraction={self.max_nonfinite_fraction} is not known to SAELens. Run it "
+                "with MatryoshkaSAETrainingRunner, or leave it out."
+            )
         return super().to_sae_trainer_config()
 
     @override
@@ -142,6 +158,8 @@ class LanguageModelSAERunnerConfig(
         options = super().to_dict()
         if self.lr_decay_to == 0:
             del options["lr_decay_to"]  # SAELens does not know it
+        if self.max_nonfinite_fraction == MAX_NONFINITE_FRACTION:
+            del options["max_nonfinite_fraction"]
         return options
 
     @override
@@ -223,7 +241,11 @@ def _check_given(sae: Any, architecture: str | None, options: dict[str, Any]) ->
 
 
 def _check_known(options: Iterable[str], sae_fields: frozenset[str], architecture: str) -> None:
-    known = _RUN_FIELDS | sae_fields | {"sae", "architecture", "recipe", "lr_decay_to"}
+    known = (
+        _RUN_FIELDS
+        | sae_fields
+        | {"sae", "architecture", "recipe", "lr_decay_to", "max_nonfinite_fraction"}
+    )
     for name in options:
         if name in known:
             continue

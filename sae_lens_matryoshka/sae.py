@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from sae_lens.constants import SPARSITY_FILENAME
+from sae_lens.constants import SAE_CFG_FILENAME, SPARSITY_FILENAME
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from sae_lens.saes.sae import SAE, SAEMetadata, TrainingSAE
 from sae_lens.saes.standard_sae import StandardSAE
@@ -105,9 +105,9 @@ class MatryoshkaSAE:
         sae = copy_of(self.sae)
         write_widths(sae.cfg.metadata, self.widths)
         path = Path(path)
-        if (path / SPARSITY_FILENAME).is_file() and not holds_weights_of(path, sae):
-            (path / SPARSITY_FILENAME).unlink()  # how often the latents of another SAE fired
-        with whole_files(path) as staging:
+        # how often the latents of another SAE fired
+        outdated = [] if holds_weights_of(path, sae) else [SPARSITY_FILENAME]
+        with whole_files(path, announced_by=SAE_CFG_FILENAME, outdated=outdated) as staging:
             sae.save_model(staging)
 
     @classmethod

@@ -85,7 +85,7 @@ def text_dataset(n_rows: int = 40, row_length: int = 123) -> Dataset:
     return Dataset.from_dict({"text": [" ".join(map(str, row)) for row in rows]})
 
 
-def save_cached_activations(folder: Path, nan_row: int | None = None) -> str:
+def save_cached_activations(folder: Path, nan_row: int | slice | None = None) -> str:
     generator = torch.Generator().manual_seed(2)
     activations = torch.randn(300, CONTEXT, D_IN, generator=generator)
     if nan_row is not None:

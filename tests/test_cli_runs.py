@@ -12,8 +12,10 @@ import pytest
 import sae_lens
 import torch
 from cli_helpers import FLAGS, fail_with, invoke
+from runner_helpers import TinyModel, options, token_dataset
 
-from sae_lens_matryoshka.interruption import TrainingInterrupted
+from sae_lens_matryoshka import LanguageModelSAERunnerConfig, MatryoshkaSAETrainingRunner
+from sae_lens_matryoshka.interruption import TrainingFailed, TrainingInterrupted
 
 # ---- resuming and stopping
 
@@ -52,6 +54,57 @@ def test_an_interrupted_run_says_how_to_go_on(
         "Everything is saved in my checkpoints/1792. To go on from there:",
         "sae-lens-matryoshka train --resume 'my checkpoints/1792'",
     ]
+
+
+def test_a_failed_run_says_how_to_go_on(config_file: Path, monkeypatch: pytest.MonkeyPatch):
+    error = ConnectionError("the server hung up")
+    fail_with(monkeypatch, TrainingFailed(error, 7, Path("my checkpoints/1792")))
+    result = invoke("train", config_file)
+    assert result.exit_code == 1
+    assert (
+        result.stdout.splitlines()[1] == "sae-lens-matryoshka train --resume 'my checkpoints/1792'"
+    )
+    assert "the server hung up" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_resume_takes_the_newest_complete_checkpoint_of_a_folder(tmp_path: Path):
+    config = LanguageModelSAERunnerConfig(**options(tmp_path, n_checkpoints=2))
+    runner = MatryoshkaSAETrainingRunner(
+        config, override_model=TinyModel(), override_dataset=token_dataset()
+    )
+    runner.run()
+    folder = runner.checkpoint_path
+    assert folder is not None
+    configs: list[Any] = []
+
+    def resume(path: Path) -> Any:
+        def note(config: Any) -> Any:
+            configs.append(config)
+            return SimpleNamespace(run=lambda: None)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sae_lens_matryoshka.runner.MatryoshkaSAETrainingRunner", note)
+            return invoke("train", "--resume", path)
+
+    for path in (folder, folder.parent):
+        result = resume(path)
+        assert result.exit_code == 0, result.stderr
+        assert f"Resuming from {folder / '544'}, the newest" in result.stdout
+        assert configs[-1].resume_from_checkpoint == str(folder / "544")
+    state = folder / "544" / "trainer_state.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    result = resume(folder)
+    assert f"{folder / '544'} is damaged: trainer_state.pt" in result.stderr
+    assert configs[-1].resume_from_checkpoint == str(folder / "288")
+    (folder / "288" / "cfg.json").write_text("{")
+    result = resume(folder)
+    assert result.exit_code == 2
+    for part in ("trainer_state.pt", "cfg.json", "No checkpoint in"):
+        assert part in result.stderr
+    result = invoke("train", "--resume", folder / "544")
+    assert result.exit_code == 1
+    assert "is damaged: trainer_state.pt" in result.stderr
 
 
 def test_an_interrupted_run_without_checkpoints(config_file: Path, monkeypatch: pytest.MonkeyPatch):

@@ -101,11 +101,11 @@ class TestConfig:
         )
         assert cfg.sae == StandardTrainingSAEConfig(d_in=4, d_sae=8, l1_coefficient=0.25)
 
-    def test_it_is_a_stock_config_with_one_field_of_its_own(self):
+    def test_it_is_a_stock_config_with_two_fields_of_its_own(self):
         cfg = LanguageModelSAERunnerConfig(d_in=4, d_sae=8, k=3)
         assert isinstance(cfg, StockConfig)
         stock = [f.name for f in fields(StockConfig)]
-        assert [f.name for f in fields(cfg)] == [*stock, "lr_decay_to"]
+        assert [f.name for f in fields(cfg)] == [*stock, "lr_decay_to", "max_nonfinite_fraction"]
         assert list(cfg.to_dict()) == list(StockConfig(cfg.sae).to_dict())  # SAELens reads it
 
     @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sae_lens_matryoshka.checkpoint_folder import checkpoints_below, damage, is_checkpoint
 from sae_lens_matryoshka.cli.shell import (
     EXIT_SIGNAL,
     PROGRAM,
@@ -52,7 +53,8 @@ def train(
         typer.Option(
             "--resume",
             metavar="FOLDER",
-            help="Go on from this checkpoint. Without CONFIG.yaml, with the configuration saved in it.",
+            help="Go on from this checkpoint, or from the newest complete one in a folder of "
+            "checkpoints. Without CONFIG.yaml, with the configuration saved in it.",
             show_default=False,
         ),
     ] = None,
@@ -76,6 +78,8 @@ def train(
     cannot read goes into a file: 5e8 for a whole number, a list of ids for exclude_special_tokens.
     """
     with errors_shown(debug):
+        if resume is not None:
+            resume = _checkpoint_of(resume)
         if list_flags:
             load_sae_lens()
             _parse_flags([*(arguments or []), "--help"])
@@ -83,6 +87,20 @@ def train(
             _train(_config_from_flags(arguments, overrides or [], resume))
         else:
             _train(_config_from_file(arguments or [], overrides or [], resume))
+
+
+def _checkpoint_of(folder: Path) -> Path:
+    """The checkpoint itself, or the newest complete one below a folder, which is reported."""
+    below = [] if is_checkpoint(folder) else checkpoints_below(folder)
+    for checkpoint in below:
+        problem = damage(checkpoint)
+        if problem is None:
+            typer.echo(f"Resuming from {checkpoint}, the newest complete checkpoint in {folder}.")
+            return checkpoint
+        typer.echo(f"{checkpoint} {problem}.", err=True)
+    if below:
+        raise ConfigError(f"No checkpoint in {folder} is complete: see above what each one lacks.")
+    return folder
 
 
 def _config_from_file(
@@ -161,15 +179,22 @@ def _with_nearest_flag(reason: str) -> str:
 
 
 def _train(config: "LanguageModelSAERunnerConfig[Any]") -> None:
-    from sae_lens_matryoshka.interruption import TrainingInterrupted
+    from sae_lens_matryoshka.interruption import TrainingFailed, TrainingInterrupted
     from sae_lens_matryoshka.runner import MatryoshkaSAETrainingRunner
 
     try:
         MatryoshkaSAETrainingRunner(config).run()
     except TrainingInterrupted as stop:
-        if stop.checkpoint is None:
-            typer.echo("Nothing is saved, since checkpoint_path is null.")
-        else:
-            typer.echo(f"Everything is saved in {stop.checkpoint}. To go on from there:")
-            typer.echo(f"{PROGRAM} train --resume {shlex.quote(str(stop.checkpoint))}")
+        _say_how_to_go_on(stop.checkpoint, stop.reason)
         raise typer.Exit(EXIT_SIGNAL + stop.signum) from stop
+    except TrainingFailed as failure:
+        _say_how_to_go_on(failure.checkpoint, failure.reason)
+        raise
+
+
+def _say_how_to_go_on(checkpoint: Path | None, reason: str) -> None:
+    if checkpoint is None:
+        typer.echo(f"Nothing is saved, {reason}.")
+    else:
+        typer.echo(f"Everything is saved in {checkpoint}. To go on from there:")
+        typer.echo(f"{PROGRAM} train --resume {shlex.quote(str(checkpoint))}")
