@@ -21,7 +21,17 @@ from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
 STATE_FILENAME = "matryoshka_state.pt"
 
 # Fields in which a checkpoint must agree, and those in which it always may differ.
-SHAPE_FIELDS = ("architecture", "d_in", "d_sae", "activation", "latent_order")
+SHAPE_FIELDS = (
+    "architecture",
+    "d_in",
+    "d_sae",
+    "activation",
+    "latent_order",
+    "normalize_activations",
+    "reshape_activations",
+    "apply_b_dec_to_input",
+    "rescale_acts_by_decoder_norm",
+)
 FREE_FIELDS = ("device", "dtype", "metadata")
 
 # Options that keep a state of their own, with the value that keeps none: a checkpoint has it or has it not.
@@ -86,6 +96,7 @@ def check_checkpoint(path: str, sae_cfg: TrainingSAEConfig) -> None:
         raise kind(f"resume_from_checkpoint={path!r} {problem}. {_others(folder)}")
     saved = json.loads((folder / SAE_CFG_FILENAME).read_text())
     wanted = sae_cfg.to_dict()
+    _check_not_folded(path, saved, wanted)
     both = saved.keys() & wanted.keys()
     differing = [name for name in SHAPE_FIELDS if name in both and saved[name] != wanted[name]]
     differing += [
@@ -99,7 +110,6 @@ def check_checkpoint(path: str, sae_cfg: TrainingSAEConfig) -> None:
             f"this run asks for {describe(wanted, differing)}. Give the values it was trained "
             "with, or start without resume_from_checkpoint."
         )
-    _check_not_folded(path, saved, wanted)
     _warn_of_changes(path, saved, wanted, sae_cfg)
 
 

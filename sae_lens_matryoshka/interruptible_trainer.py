@@ -121,7 +121,7 @@ class InterruptibleTrainer(SAETrainer[Any, Any]):
 
     def _last_checkpoint(self) -> str:
         base = self.cfg.checkpoint_path
-        newest = None if base is None else newest_complete(Path(base).parent)
+        newest = None if base is None else newest_complete(Path(base))
         return "" if newest is None else f"; the newest complete checkpoint is {newest}"
 
     # ---- one step

@@ -44,10 +44,10 @@ def with_plain_values(
                 setattr(value, each.name, plain(getattr(value, each.name), f"logger.{each.name}"))
         elif field.name == "sae":
             value = with_plain_fields(value)
+        elif field.name in _PATHS and value is not None:
+            value = os.path.expanduser(plain(value, field.name))
         elif field.name not in OPTIONS_OF_THE_MODEL:
             value = plain(value, field.name)
-        if field.name in _PATHS and value is not None:
-            value = os.path.expanduser(value)
         setattr(cfg, field.name, value)
     _refuse_descriptions(cfg)
     return cfg

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from sae_lens import SAETrainer
+from sae_lens.training.prefetch import PrefetchingIterator
 
 from sae_lens_matryoshka import checkpoint
 from sae_lens_matryoshka.threshold import RecentActivations
@@ -13,7 +14,9 @@ from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
 
 def rollback(trainer: SAETrainer[Any, Any]) -> Callable[[], None]:
     """
-    Note the counts of a trainer, the buffers of its SAE and the random generators.
+    Note the counts of a trainer, the buffers of its SAE and torch's random generators.
+
+    The generators are left alone where another thread draws from them meanwhile.
 
     Returns:
         Puts them back, as they are now. The weights and the optimizer are left alone.
@@ -23,7 +26,10 @@ def rollback(trainer: SAETrainer[Any, Any]) -> Callable[[], None]:
     frequencies = trainer.act_freq_scores.clone()  # (d_sae,), as the next one
     since_fired = trainer.n_forward_passes_since_fired.clone()
     buffers = {name: buffer.clone() for name, buffer in sae.named_buffers()}
-    generators = checkpoint.rng_state()
+    generator, of_gpus = None, []
+    if not isinstance(trainer.data_provider, PrefetchingIterator):
+        generator = torch.get_rng_state()
+        of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     recent, engines = (), ()
     if isinstance(sae, MatryoshkaTrainingSAE):
         recent, engines = sae.recent_activations.batches(), sae.engine_memory
@@ -35,7 +41,10 @@ def rollback(trainer: SAETrainer[Any, Any]) -> Callable[[], None]:
         with torch.no_grad():
             for name, buffer in sae.named_buffers():
                 buffer.copy_(buffers[name])
-        checkpoint.set_rng_state(generators)
+        if generator is not None:
+            torch.set_rng_state(generator)
+        if of_gpus:
+            torch.cuda.set_rng_state_all(of_gpus)
         if isinstance(sae, MatryoshkaTrainingSAE):
             sae.recent_activations = RecentActivations()
             checkpoint.restore_memory(sae, {"recent_activations": recent, "engines": engines})

@@ -300,10 +300,10 @@ def _require_finite(loss: torch.Tensor, step_input: TrainStepInput) -> None:
         raise ValueError(
             f"Training step {step}: {bad_rows} of {len(step_input.sae_in)} activations are NaN or "
             "infinite. No weight was changed. Check the model's dtype (float16 overflows) and the "
-            "dataset, then resume from the last checkpoint."
+            "dataset; MatryoshkaSAETrainingRunner skips such activations."
         )
     raise ValueError(
         f"Training step {step}: the loss is {loss.item()} although the activations are finite. No "
-        "weight was changed in this step. Lower lr or the loss coefficients and resume from the "
-        "last checkpoint."
+        "weight was changed in this step. Lower the loss coefficients and resume from an earlier "
+        "checkpoint, or start again with a lower lr."
     )

@@ -28,9 +28,8 @@ logger = logging.getLogger(__name__)
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
-    os.replace(partial, path)
+    with _partial(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, default=str), encoding="utf-8")
 
 
 def as_read(content: Any) -> Any:
@@ -40,9 +39,20 @@ def as_read(content: Any) -> Any:
 
 def save_tensor(path: Path, tensor: torch.Tensor) -> None:
     """Save a tensor atomically."""
+    with _partial(path) as partial:
+        torch.save(tensor, partial)
+
+
+@contextmanager
+def _partial(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.partial")
-    torch.save(tensor, partial)
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 class SaveError(OSError):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Array2D, Dataset, Features
+from datasets import Array2D, Dataset, Features, IterableDataset
 from sae_lens import (
     LoggingConfig,
     MultiSAETrainingRunner,
@@ -128,7 +128,7 @@ def options(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def make_runner(
     folder: Path,
-    dataset: Dataset | None = None,
+    dataset: Dataset | IterableDataset | None = None,
     runner_class: type[MatryoshkaSAETrainingRunner] = MatryoshkaSAETrainingRunner,
     **changes: Any,
 ) -> MatryoshkaSAETrainingRunner:

@@ -79,7 +79,8 @@ def break_backward(runner: MatryoshkaSAETrainingRunner) -> None:
         output = forward(*args, **kwargs)
         calls.append(None)
         if len(calls) == 11:
-            torch.rand(1)  # the random generators are put back, too
+            if not runner.cfg.prefetch_llm_batches:
+                torch.rand(1)  # the random generators are put back, too
             output.loss.register_hook(fail(RuntimeError("out of memory")))
         return output
 
