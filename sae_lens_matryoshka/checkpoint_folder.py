@@ -53,12 +53,13 @@ def newest_complete(folder: Path) -> Path | None:
 
 
 def _of_run(folder: Path) -> list[Path]:
-    return sorted(filter(is_checkpoint, _folders(folder)), key=_tokens, reverse=True)
+    return sorted(filter(is_checkpoint, _folders(folder)), key=_progress, reverse=True)
 
 
-def _tokens(checkpoint: Path) -> int:
-    number = checkpoint.name.rpartition("_")[2]  # "416" or "final_768"
-    return int(number) if number.isdecimal() else -1
+def _progress(checkpoint: Path) -> tuple[int, bool]:
+    """Tokens, from "416" or "final_768"; the final form of the weights is the worse one to resume from."""
+    number = checkpoint.name.rpartition("_")[2]
+    return (int(number) if number.isdecimal() else -1), checkpoint.name.isdecimal()
 
 
 def _folders(folder: Path) -> Iterator[Path]:

@@ -11,6 +11,7 @@ import torch
 from sae_lens import LanguageModelSAERunnerConfig as StockRunnerConfig
 from sae_lens import (
     LanguageModelSAETrainingRunner,
+    LoggingConfig,
     SAETrainer,
     TrainingSAE,
     TrainingSAEConfig,
@@ -86,7 +87,8 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
     ):
         # before the model is loaded, which may take minutes
         cfg = run_record.with_plain_values(cfg)
-        cfg.logger = ValidNames.of(cfg.logger)
+        if type(cfg.logger) is LoggingConfig:  # a class of the user's names its artifacts itself
+            cfg.logger = ValidNames.of(cfg.logger)
         checkpoint.check_writable("output_path", cfg.output_path)
         checkpoint.check_writable("checkpoint_path", cfg.checkpoint_path)
         sae_cfg: TrainingSAEConfig = cfg.sae if override_sae is None else override_sae.cfg

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -177,15 +178,12 @@ def save_errors_named(target: Path, staging: Path) -> Iterator[None]:
 def _probe(folder: Path) -> OSError | None:
     """The error with which the file system refuses one more megabyte."""
     try:
-        with (folder / "probe").open("wb") as file:
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(2**20))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         return error
-    finally:
-        with suppress(OSError):
-            (folder / "probe").unlink()
     return None
 
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from runner_helpers import (
     token_dataset,
 )
 from sae_lens import SAE, LoggingConfig
+from small_disk import fill, small_disk
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sae_lens_matryoshka import LanguageModelSAERunnerConfig, MatryoshkaSAETrainingRunner
@@ -301,24 +301,6 @@ def test_an_activation_whose_square_overflows_is_skipped(tmp_path: Path):
 # ---- a disk that is full
 
 
-@contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
-    folder.mkdir(parents=True)
-    mount = f"mount -t tmpfs -o size={megabytes}m tmpfs '{folder}' 2>/dev/null"
-    if os.name != "posix" or os.geteuid() != 0 or os.system(mount) != 0:
-        pytest.skip("needs the right to mount a small disk")
-    try:
-        yield
-    finally:
-        os.system(f"umount -l '{folder}'")
-
-
-def fill(folder: Path) -> None:
-    with (folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(2**12)):
-            pass
-
-
 def test_training_goes_on_when_a_checkpoint_finds_the_disk_full(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -465,6 +447,20 @@ def test_artifacts_are_named_as_wandb_allows(
     runner.run()
     assert len(names) == 6  # two checkpoints and the result, each with its sparsity
     assert not [text for text in caplog.messages if "W&B failed" in text]
+
+
+def test_a_logger_of_the_users_own_class_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    calls: list[str] = []
+
+    class Own(LoggingConfig):
+        def log(self, *_: Any, **__: Any) -> None:
+            calls.append("log")
+            raise RuntimeError("broken")
+
+    make_runner(tmp_path, logger=Own(), n_checkpoints=1).run()
+    assert calls == ["log"]  # the first failure is the last call
+    SAE.load_from_disk(tmp_path / "output")
 
 
 def test_data_that_end_are_named(tmp_path: Path):

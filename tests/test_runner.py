@@ -637,9 +637,18 @@ class TestDecayThatEndsAboveZero:
     ("owner", "name"),
     [
         (SAETrainer, "_checkpoint_if_needed"),
+        (SAETrainer, "_log_train_step"),
+        (SAETrainer, "_run_and_log_evals"),
+        (SAETrainer, "_reset_running_sparsity_stats"),
+        (SAETrainer, "maybe_reset_sparsity"),
+        (SAETrainer, "full_sparsity_window_log"),
+        (LoggingConfig, "log"),
+        (ActivationsStore, "get_filtered_llm_batch"),
         (ActivationsStore, "_iterate_tokenized_sequences"),
         (ActivationsStore, "_iterate_filtered_activations"),
         (ActivationsStore, "get_data_loader"),
+        (LanguageModelSAETrainingRunner, "_set_sae_metadata"),
+        (LanguageModelSAETrainingRunner, "save_final_sae"),
         (LanguageModelSAETrainingRunner, "run_trainer_with_interruption_handling"),
     ],
 )
