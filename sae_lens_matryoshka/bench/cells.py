@@ -47,6 +47,11 @@ class Column:
         """The label with an arrow towards the better direction."""
         return with_arrow(self.metric.label, self.metric.better)
 
+    @property
+    def short_header(self) -> str:
+        """The header below the eval's title."""
+        return with_arrow(self.metric.short or self.metric.label, self.metric.better)
+
 
 @dataclass
 class Footnotes:
@@ -64,8 +69,8 @@ class Footnotes:
         return "\n".join(f"- [{number}] {reason}" for reason, number in self.numbers.items())
 
 
-def value_cell(row: Row, column: Column, footnotes: Footnotes) -> str:
-    """Mean ± standard deviation over seeds, or why there is none."""
+def value_cell(row: Row, column: Column, footnotes: Footnotes, compact: bool = False) -> str:
+    """Mean ± standard deviation over seeds, or why there is none; compact without spaces."""
     sample = row.sample(column.metric)
     unfinished = [o for o in row.of(column.metric.eval) if o.status != "done"]
     mark = footnotes.mark([_one_line(o.reason) for o in unfinished if o.reason])
@@ -74,18 +79,22 @@ def value_cell(row: Row, column: Column, footnotes: Footnotes) -> str:
     summary = summarize(sample.values())
     cell = _number(summary.mean, column.decimals)
     if summary.sd is not None and not math.isnan(summary.mean):
-        cell += f" ± {_number(summary.sd, column.decimals)}"
+        plus_minus = "±" if compact else " ± "
+        cell += f"{plus_minus}{_number(summary.sd, column.decimals)}"
     if len(sample) < column.seeds and None not in sample:
         cell += f" (n={len(sample)})"
     return cell + mark
 
 
-def difference_cell(found: Difference, column: Column) -> str:
-    """A signed difference with its interval, where it has one."""
+def difference_cell(found: Difference, column: Column, compact: bool = False) -> str:
+    """A signed difference with its interval, where it has one; compact with half its width."""
     cell = _signed(found.value, column.decimals)
     if found.interval is not None and not math.isnan(found.value):
-        low, high = (_signed(end, column.decimals) for end in found.interval)
-        cell += f" [{low}, {high}]"
+        low, high = found.interval
+        if compact:
+            cell += f"±{_number((high - low) / 2, column.decimals)}"
+        else:
+            cell += f" [{_signed(low, column.decimals)}, {_signed(high, column.decimals)}]"
     return cell + (f" (n={found.n})" if 0 < found.n < column.seeds else "")
 
 

@@ -21,6 +21,9 @@ class Metric:
         better: The direction that is better; None where neither is.
         caveat: What a reader must know before comparing; empty if nothing.
         in_table: Whether the table shows it; the CSV file and the plots show all.
+        short: The heading below the eval's title; the label if empty.
+        axis: The label of a plot's axis, in words with its unit; the label if empty.
+        note: The caveat in one short sentence, for the terminal.
     """
 
     eval: str
@@ -29,6 +32,9 @@ class Metric:
     better: Literal["higher", "lower"] | None
     caveat: str = ""
     in_table: bool = True
+    short: str = ""
+    axis: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,15 @@ def compared_metrics(config: BenchConfig) -> list[Metric]:
     return found
 
 
+def versions_line() -> str:
+    """The software that gave the numbers."""
+    return f"sae-bench {version('sae-bench')}, sae-lens {version('sae-lens')}"
+
+
 def write_comparison(config: BenchConfig, outcomes: list[Outcome], jobs: list[Job]) -> str:
     """Write results.md, results.csv and plots; returns the table."""
     metrics = compared_metrics(config)
-    versions = f"sae-bench {version('sae-bench')}, sae-lens {version('sae-lens')}"
-    text = markdown(outcomes, metrics, config.baseline, versions)
+    text = markdown(outcomes, metrics, config.baseline, versions_line())
     if note := other_settings(config, jobs):
         text += f"\n{note}"
     with whole_files(config.output) as staging:

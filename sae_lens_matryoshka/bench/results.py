@@ -24,6 +24,9 @@ SETUP_ERROR = "setup_error.json"
 FINAL = ("done", "not applicable", "not measurable")
 """Statuses that another run would only repeat."""
 
+OTHER_SETTINGS = "Published with other settings than those used here:"
+"""Heads the list of settings in which published results differ."""
+
 _NOT_COMPARED = (
     "random_seed",
     "llm_batch_size",
@@ -169,7 +172,7 @@ def other_settings(config: BenchConfig, jobs: list[Job]) -> str:
                 lines.append(f"- {source.name}, {_eval_of(result)}: {'; '.join(differ)}")
     if not lines:
         return ""
-    return "\n".join(["Published with other settings than those used here:", "", *lines]) + "\n"
+    return "\n".join([OTHER_SETTINGS, "", *lines]) + "\n"
 
 
 def _settings_here(job: Job) -> dict[str, Any]:

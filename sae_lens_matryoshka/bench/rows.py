@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Metric, Outcome
 from sae_lens_matryoshka.markdown_table import level_label
 
-L0 = Metric(FIDELITY, "l0", "L0", None)
-FVU = Metric(FIDELITY, "fvu", "FVU", "lower")
+L0 = Metric(FIDELITY, "l0", "L0", None, axis="active latents per token (L0)")
+FVU = Metric(FIDELITY, "fvu", "FVU", "lower", axis="fraction of variance unexplained (FVU)")
 DECODER_MAX_COSINE = Metric(
     FIDELITY,
     "decoder_max_cosine",
@@ -15,6 +15,8 @@ DECODER_MAX_COSINE = Metric(
     "lower",
     "mean over latents of the largest cosine with another latent's decoder row (OrtSAE's mean max cos, "
     "arXiv 2509.22033). It grows with the width even for random directions: compare equal widths",
+    axis="decoder max cosine, mean over latents",
+    note="The decoder max cosine grows with the width: compare equal widths.",
 )
 
 
@@ -48,6 +50,11 @@ class Row:
     def level_name(self) -> str:
         """The level's index as in `MatryoshkaSAE.level`, with the word for the two ends."""
         return level_label(self.level, self.levels)
+
+    @property
+    def short_level_name(self) -> str:
+        """The level's index; "-" for a flat SAE."""
+        return "-" if self.levels == 1 else str(self.level)
 
     @property
     def is_outermost(self) -> bool:

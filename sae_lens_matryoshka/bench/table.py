@@ -4,15 +4,10 @@ import csv
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from sae_lens_matryoshka.bench.cells import (
-    Column,
-    Footnotes,
-    difference_cell,
-    value_cell,
-)
+from sae_lens_matryoshka.bench.cells import Column, Footnotes, value_cell
+from sae_lens_matryoshka.bench.comparison import Comparison
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Metric, Outcome
-from sae_lens_matryoshka.bench.rows import FVU, L0, Row, group
-from sae_lens_matryoshka.bench.statistics import difference
+from sae_lens_matryoshka.bench.rows import Row
 from sae_lens_matryoshka.markdown_table import pipe_table
 from sae_lens_matryoshka.whole import whole_files
 
@@ -129,52 +124,30 @@ def markdown(
     Raises:
         ValueError: The baseline is not among the SAEs, or an eval has two outcomes for one seed.
     """
-    rows = group(outcomes)
-    columns = [Column.of(metric, rows) for metric in _shown(outcomes, metrics)]
+    comparison = Comparison.of(outcomes, metrics, baseline)
     footnotes = Footnotes()
-    parts = ["## Comparison", *_comparison(rows, columns, footnotes)]
-    if baseline is not None:
-        parts += _differences(rows, columns, _baseline_row(rows, baseline), footnotes)
-    parts += [_caveats(columns), _seeds(outcomes), versions]
+    parts = ["## Comparison", *_values(comparison, footnotes)]
+    if comparison.baseline is not None and comparison.others:
+        parts += _differences(comparison, comparison.baseline, footnotes)
+    parts += [_caveats(comparison.columns), seeds_of(outcomes), versions]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _shown(outcomes: Sequence[Outcome], metrics: Sequence[Metric]) -> list[Metric]:
-    """L0 and FVU, with the caller's entries where there are any, then the other metrics."""
-    fidelity = {m.key: m for m in metrics if m.eval == FIDELITY}
-    first = [fidelity.get(metric.key, metric) for metric in (L0, FVU)]
-    evals = {outcome.eval for outcome in outcomes}
-    return first + [m for m in metrics if m.in_table and m.eval in evals and m not in first]
-
-
-def _comparison(rows: Sequence[Row], columns: Sequence[Column], footnotes: Footnotes) -> list[str]:
+def _values(comparison: Comparison, footnotes: Footnotes) -> list[str]:
     cells = [
-        [*_place(row), *(value_cell(row, column, footnotes) for column in columns)] for row in rows
+        [*_place(row), *(value_cell(row, column, footnotes) for column in comparison.columns)]
+        for row in comparison.rows
     ]
-    is_nested = any(row.levels > 1 for row in rows)
+    is_nested = any(row.levels > 1 for row in comparison.rows)
     reading = f"{READING} {LEVELS_READING}" if is_nested else READING
-    return [_table(columns, cells), footnotes.text(), reading]
+    return [_table(comparison.columns, cells), footnotes.text(), reading]
 
 
-def _baseline_row(rows: Sequence[Row], baseline: str) -> Row:
-    found = [row for row in rows if row.sae == baseline]
-    if not found:
-        names = ", ".join(dict.fromkeys(row.sae for row in rows))
-        raise ValueError(
-            f"The baseline {baseline!r} is not among the SAEs: {names}. Name one of them."
-        )
-    return max(found, key=lambda row: row.level)
-
-
-def _differences(
-    rows: Sequence[Row], columns: Sequence[Column], baseline: Row, footnotes: Footnotes
-) -> list[str]:
-    others = [row for row in rows if row is not baseline]
-    if not others:
-        return []
+def _differences(comparison: Comparison, baseline: Row, footnotes: Footnotes) -> list[str]:
+    columns = comparison.columns
     cells = [
-        [*_place(row), *(_compared(row, column, baseline, footnotes) for column in columns)]
-        for row in others
+        [*_place(row), *(comparison.compared_cell(row, column, footnotes) for column in columns)]
+        for row in comparison.others
     ]
     level = "" if baseline.levels == 1 else f", level {baseline.level_name}"
     which = f"Each row less {baseline.name}{level}, {baseline.width} latents."
@@ -183,15 +156,6 @@ def _differences(
         _table(columns, cells),
         f"{which} {DIFFERENCE_READING}",
     ]
-
-
-def _compared(row: Row, column: Column, baseline: Row, footnotes: Footnotes) -> str:
-    sample, reference = row.sample(column.metric), baseline.sample(column.metric)
-    if not sample or column.metric.eval == FIDELITY:
-        return value_cell(row, column, footnotes)
-    if not reference:
-        return "no baseline"
-    return difference_cell(difference(sample, reference), column)
 
 
 def _place(row: Row) -> list[str]:
@@ -212,7 +176,7 @@ def _caveats(columns: Sequence[Column]) -> str:
     return "\n".join(["Before you compare:", "", *lines]) if lines else ""
 
 
-def _seeds(outcomes: Sequence[Outcome]) -> str:
+def seeds_of(outcomes: Sequence[Outcome]) -> str:
     """The number of seeds, and which evals have fewer."""
     seeds: dict[str, set[int | None]] = {}
     for outcome in outcomes:

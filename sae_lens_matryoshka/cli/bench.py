@@ -65,13 +65,12 @@ def bench(
         load_sae_lens()
         with _kept_when_interrupted():
             report = _run_bench(settings, given, only, str(config))
-        typer.echo(report.markdown)
         typer.echo(
             f"Everything is in {report.folder}: results.md, results.csv, plots, saebench, run.json"
         )
         if report.failed:
             typer.secho(
-                f"{len(report.failed)} measurements failed; the notes below the table say why, the logs "
+                f"{len(report.failed)} measurements failed; the notes below the tables say why, the logs "
                 f"are in {report.folder / 'logs'}. The same command tries them again.",
                 fg=typer.colors.RED,
                 err=True,
@@ -98,9 +97,11 @@ def _run_ground_truth(
     if only:
         raise ConfigError(f"--only {only[0]} has no effect on kind: {kind}. Leave it out.")
     load_sae_lens()
+    from sae_lens_matryoshka.terminal_table import console, show_markdown
+
     run = _run_toy_tree if kind == "toy_tree" else _run_synthetic
     text, output, files = run(settings, overrides, name)
-    typer.echo(text)
+    show_markdown(text, console())
     typer.echo(f"Everything is in {output}: {files}")
 
 
@@ -143,4 +144,9 @@ def _run_bench(
             f"{error}. The command needs the extra [bench]: in a checkout of the repository, "
             'pip install ".[bench]"'
         ) from error
-    return run(checked_config(settings, name, overrides), only)
+    from sae_lens_matryoshka.bench.terminal import show_report
+
+    checked = checked_config(settings, name, overrides)
+    report = run(checked, only)
+    show_report(checked, report)
+    return report
