@@ -12,9 +12,7 @@ ARROWS = "↑ higher is better, ↓ lower is better."
 BESIDE = "L0: active latents per token. FVU: fraction of variance unexplained."
 LEVELS = "Level 0 is the innermost, the last one the whole SAE."
 SPREAD = "± standard deviation over the seeds of the eval."
-HALF = (
-    "Differences: ± half of the 95 % interval, paired over seeds; it does not cover training another SAE."
-)
+HALF = "Differences: ± half of the 95 % interval, paired over seeds; it does not cover training another SAE."
 FEWER = "n: seeds behind a number, where the eval ran with more."
 
 

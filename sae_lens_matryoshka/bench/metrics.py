@@ -46,9 +46,7 @@ AUDIT_NOTE = (
     "TPP and SCR are unreliable at their standard settings: another seed alone moves TPP by 23 to 39 % "
     "(arXiv 2605.18229)."
 )
-FRACTION_NOTE = (
-    "Absorption fractions about halved between sae-bench 0.3.2 and 0.6.0: compare within one version."
-)
+FRACTION_NOTE = "Absorption fractions about halved between sae-bench 0.3.2 and 0.6.0: compare within one version."
 SPLITTING_NOTE = (
     "A letter that no latent stands for counts 1 in feature splitting: read it beside absorption."
 )
@@ -78,10 +76,10 @@ _FAMILIES = {
     "tpp": _Family(
         "TPP", "n", "tpp_threshold_{}_total_metric", "TPP score, {} ablated", AUDIT, AUDIT_NOTE
     ),
-    "scr": _Family("SCR", "n", "scr_metric_threshold_{}", "SCR score, {} ablated", AUDIT, AUDIT_NOTE),
-    "sae_probes": _Family(
-        "sae-probes AUC", "k", "sae_top_{}_test_auc", "test AUC of probes on {}"
+    "scr": _Family(
+        "SCR", "n", "scr_metric_threshold_{}", "SCR score, {} ablated", AUDIT, AUDIT_NOTE
     ),
+    "sae_probes": _Family("sae-probes AUC", "k", "sae_top_{}_test_auc", "test AUC of probes on {}"),
 }
 
 

@@ -17,6 +17,7 @@ from sae_lens_matryoshka.bench.metrics import metrics_of
 from sae_lens_matryoshka.bench.models import device_of
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Metric, Outcome
 from sae_lens_matryoshka.bench.plan import Job, OpenedSAE, package_versions
+from sae_lens_matryoshka.bench.plot_html import Heading
 from sae_lens_matryoshka.bench.plots import write_plots
 from sae_lens_matryoshka.bench.results import (
     RESULT,
@@ -25,7 +26,7 @@ from sae_lens_matryoshka.bench.results import (
     read_status,
 )
 from sae_lens_matryoshka.bench.rows import DECODER_MAX_COSINE, FVU, L0
-from sae_lens_matryoshka.bench.table import markdown, write_csv
+from sae_lens_matryoshka.bench.table import markdown, seeds_of, write_csv
 from sae_lens_matryoshka.whole import whole_files, write_json
 
 
@@ -52,7 +53,10 @@ def write_comparison(config: BenchConfig, outcomes: list[Outcome], jobs: list[Jo
         (staging / "results.md").write_text(text, encoding="utf-8")
     write_csv(outcomes, metrics, config.output / "results.csv")
     shutil.rmtree(config.output / "plots", ignore_errors=True)  # no picture of another config
-    write_plots(outcomes, metrics, config.output / "plots")
+    heading = Heading(
+        config.model.label, config.hook_name, (seeds_of(outcomes), f"{versions_line()}.")
+    )
+    write_plots(outcomes, metrics, config.output / "plots", heading, config.baseline)
     return text
 
 

@@ -2,7 +2,6 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
 from typing import Literal
 
 from matplotlib.axes import Axes
@@ -12,15 +11,20 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from sae_lens_matryoshka.bench.plot_series import Chart, Panel, Series, Style
+from sae_lens_matryoshka.bench.plot_data import Chart, Panel, Series, Style
 
 SHAPES = ("o", "s", "^", "D", "v", "P")
 COLUMNS = 3
 PANEL_INCHES = (4.0, 3.0)
-LETTERS_INCHES = (11.0, 2.5)
+LETTERS_INCHES = (11.0, 2.7)
+BAR_INCHES = 0.045
+"""Width of a bar with which many SAEs can still be told apart."""
 SMALLEST_INCHES = 6.5
 LINE_INCHES = 0.22
-GRID = "#DDDDDD"
+GRID, WHISKER = "#DDDDDD", "#333333"
+BARS_OF_SLOT = 0.8
+"""What a letter's bars take of its place on the axis."""
+HATCHES = (None, "...", "xxx", "ooo")
 
 
 def figure(chart: Chart) -> Figure:
@@ -33,7 +37,8 @@ def figure(chart: Chart) -> Figure:
     columns = 1 if chart.is_bars else min(COLUMNS, len(chart.panels))
     rows = math.ceil(len(chart.panels) / columns)
     width, height = LETTERS_INCHES if chart.is_bars else PANEL_INCHES
-    inches = max(columns * width, SMALLEST_INCHES)
+    bars = len(chart.letters) * len(chart.series)
+    inches = max(columns * width, SMALLEST_INCHES, bars * BAR_INCHES / BARS_OF_SLOT)
     in_line = _legend_columns(chart, inches)
     below = 0.9 + LINE_INCHES * (math.ceil(len(chart.series) / in_line) - 1)
     drawn = Figure(figsize=(inches, rows * height + below), layout="constrained")
@@ -42,7 +47,7 @@ def figure(chart: Chart) -> Figure:
     for i, panel in enumerate(chart.panels):
         axes = drawn.add_subplot(rows, columns, i + 1)
         if chart.is_bars:
-            _draw_bars(axes, panel, chart.letters)
+            _draw_bars(axes, panel, chart)
         else:
             _draw_lines(axes, panel, chart)
         _label(axes, panel, chart)
@@ -70,22 +75,38 @@ def _draw_lines(axes: Axes, panel: Panel, chart: Chart) -> None:
             )
 
 
-def _draw_bars(axes: Axes, panel: Panel, letters: Sequence[str]) -> None:
-    width = 0.8 / len(panel.series)
+def _draw_bars(axes: Axes, panel: Panel, chart: Chart) -> None:
+    width = BARS_OF_SLOT / len(panel.series)
     for i, series in enumerate(panel.series):
         offset = (i - (len(panel.series) - 1) / 2) * width
-        x = [letters.index(str(point.x)) + offset for point in series.points]
-        height = [point.y for point in series.points]
-        axes.bar(x, height, width, color=series.style.color, hatch=_hatch(series.style))
-    axes.set_xticks(range(len(letters)), letters)
-    axes.set_xlim(-0.6, len(letters) - 0.4)
+        x = [chart.letters.index(str(point.x)) + offset for point in series.points]
+        axes.bar(
+            x,
+            [point.y for point in series.points],
+            width,
+            yerr=[point.sd or 0.0 for point in series.points] if _has_spread(series) else None,
+            color=series.style.color,
+            edgecolor="white",
+            linewidth=0.3,
+            hatch=_hatch(series.style),
+            error_kw={"elinewidth": 0.9, "capsize": min(2.0, 20 * width), "ecolor": WHISKER},
+        )
+    positives = chart.positives or {}
+    labels = [f"{letter}\n{positives[letter]}" for letter in chart.letters]
+    axes.set_xticks(range(len(labels)), labels, fontsize=9)
+    axes.set_xlim(-0.6, len(labels) - 0.4)
+    axes.set_ylim(bottom=0)
+
+
+def _has_spread(series: Series) -> bool:
+    return any(point.sd is not None for point in series.points)
 
 
 def _label(axes: Axes, panel: Panel, chart: Chart) -> None:
-    axes.set_title(panel.direction, fontsize=9)
+    axes.set_title(panel.title, fontsize=10)
     if not chart.is_bars or panel is chart.panels[-1]:
-        axes.set_xlabel(chart.x_label)
-    axes.set_ylabel(panel.metric.label)
+        axes.set_xlabel(chart.x_label, fontsize=9)
+    axes.set_ylabel(panel.y_label, fontsize=9)
     axes.grid(axis="y" if chart.is_bars else "both", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -134,4 +155,4 @@ def _dash(style: Style) -> Literal["--", "-"]:
 
 
 def _hatch(style: Style) -> str | None:
-    return "///" if style.is_dashed else None
+    return "///" if style.is_dashed else HATCHES[style.hatch % len(HATCHES)]
