@@ -62,7 +62,7 @@ class _Family(NamedTuple):
     """An eval's metrics that differ in the number of latents, k or n, only."""
 
     label: str
-    count: str
+    letter: str
     key: str
     axis: str
     caveat: str = ""
@@ -133,11 +133,11 @@ def metrics_of(name: str, config: Any) -> list[Metric]:
         Metric(
             name,
             family.key.format(n),
-            f"{family.label}, {family.count}={n}",
+            f"{family.label}, {family.letter}={n}",
             "higher",
             family.caveat,
             in_table=n in shown,
-            short=f"{family.count}={n}",
+            short=f"{family.letter}={n}",
             axis=family.axis.format("1 latent" if n == 1 else f"{n} latents"),
             note=family.note,
         )

@@ -53,7 +53,14 @@ def test_one_file_in_a_table_out(path: Path, tmp_path: Path):
     ]
     result = invoke("bench", path, *arguments)
     assert result.exit_code == 0, result.output
-    assert "| nested | 0 (innermost) |" in said(result)
-    assert "cross-entropy recovered ↑" in result.output
+    assert "nested 0 16" in said(result)
+    assert "Cross-entropy of the language model" in result.output
+    assert "demo, blocks.1.hook_resid_post" in result.output
     assert "sae-bench 0.6.0" in result.output
-    assert (tmp_path / "out" / "results.md").read_text() in result.output
+    printed = result.output[
+        result.output.index("Reconstruction") : result.output.index("Everything")
+    ]
+    assert max(map(len, printed.splitlines())) <= 80  # where there is no terminal
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "| nested | 0 (innermost) |" in table
+    assert str(tmp_path / "out") in result.output and "results.md" in result.output

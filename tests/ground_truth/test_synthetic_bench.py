@@ -270,8 +270,14 @@ def test_the_command(tmp_path: Path, trained: Trained):
     done = invoke("bench", path, "--set", "seeds=[5]", "--set", "arms.nested.tilt=null")
     assert done.exit_code == 0, done.output
     assert trained == [(5, ("flat", "nested"))]
-    assert "| nested |" in done.stdout and "One seed." in done.stdout
-    assert f"Everything is in {tmp_path / 'out'}: results.md" in done.stdout
+    *lines, end = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80  # where there is no terminal
+    parts = [line for line in lines if line.startswith("nested ")]
+    measures = (tmp_path / "out" / "results.md").read_text().split("| nested |")[1].splitlines()[0]
+    shown = [cell for line in parts for cell in line.split()[1:]]
+    assert len(parts) > 1 and shown == measures.replace("|", " ").split()
+    assert "One seed." in done.stdout
+    assert end.startswith(f"Everything is in {tmp_path / 'out'}: results.md")
     again = invoke("bench", path, "--set", "seeds=[5]")
     assert "2 of 2 SAEs are finished" in again.output
 
