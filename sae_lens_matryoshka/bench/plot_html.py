@@ -123,7 +123,7 @@ def _figure(panel: Panel, chart: Chart) -> go.Figure:
     ]
     drawn = go.Figure(traces)
     drawn.update_layout(
-        title={"text": panel.title, "font": {"size": 14}, "x": 0.5},
+        title={"text": panel.title, "font": {"size": 14}, "x": 0.02 if chart.is_bars else 0.5},
         template="plotly_white",
         height=LETTERS_PIXELS if chart.is_bars else PANEL_PIXELS,
         margin={"t": 40, "r": 10, "b": 10, "l": 10},

@@ -18,7 +18,7 @@ from sae_lens_matryoshka.bench.rows import Row
 from sae_lens_matryoshka.bench.statistics import summarize
 
 LETTERS = "Whole SAEs. A letter without a bar is 0."
-POSITIVES = "words of the letter that the model's probe recognizes"
+POSITIVES = "words of the letter that the model's probe recognizes (mean over seeds)"
 
 LETTER_METRICS = (
     Metric(
