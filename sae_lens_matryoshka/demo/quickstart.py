@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from sae_lens import SAE, ActivationsStore, LoggingConfig
 from sae_lens.evals import EvalConfig, run_evals
@@ -30,6 +29,8 @@ from sae_lens_matryoshka.runner import (
     MatryoshkaSAETrainingRunner,
 )
 from sae_lens_matryoshka.sae import MatryoshkaSAE
+from sae_lens_matryoshka.terminal_table import Grid, fitted
+from sae_lens_matryoshka.terminal_table import console as terminal
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
@@ -105,7 +106,7 @@ def run(output: Path = Path("quickstart"), small: bool = False) -> list[LevelRes
         ImportError: The extra [demo], which brings the texts, is not installed.
     """
     warnings.filterwarnings("ignore", module="sae_lens|transformer_lens")
-    start, size, console = time.monotonic(), SMALL if small else FULL, Console()
+    start, size, console = time.monotonic(), SMALL if small else FULL, terminal()
     model = load_model()
     heldout = shuffled(texts("heldout", without=NOT_SHOWN))
     train(model, shuffled(texts("train")), output, size)
@@ -120,7 +121,7 @@ def run(output: Path = Path("quickstart"), small: bool = False) -> list[LevelRes
     ]
     _record(matryoshka, results, size)
     matryoshka.save(output / "sae")
-    console.print(_level_table(results))
+    _show_levels(console, results)
     _show_latents(console, activity, matryoshka.widths, model.tokenizer)
     console.print(
         f"\n{time.monotonic() - start:.0f} s. The SAE is in {output / 'sae'}; open it with"
@@ -256,12 +257,10 @@ def _record(matryoshka: MatryoshkaSAE, results: Sequence[LevelResult], size: Siz
     ]
 
 
-def _level_table(results: Sequence[LevelResult]) -> Table:
-    table = Table(title="Held-out text, level by level (each level without the latents beyond it)")
-    for name in ("level", "width", "L0", "FVU", "cross-entropy recovered", "silent latents"):
-        table.add_column(name, justify="right")
-    for level, result in enumerate(results):
-        table.add_row(
+def _show_levels(console: Console, results: Sequence[LevelResult]) -> None:
+    header = ("level", "width", L0, FVU, "cross-entropy recovered ↑", "silent latents")
+    rows = [
+        (
             str(level),
             f"{result.width:,}",
             f"{result.l0:.1f}",
@@ -269,7 +268,12 @@ def _level_table(results: Sequence[LevelResult]) -> Table:
             f"{result.ce_recovered:.1%}",
             f"{result.silent} ({result.silent / result.width:.1%})",
         )
-    return table
+        for level, result in enumerate(results)
+    ]
+    title = "Held-out text, level by level (each level without the latents beyond it)"
+    console.print(Text(f"\n{title}", style="bold"))
+    for table in fitted(Grid(header, rows, fixed=4, left=0), console.width):
+        console.print(table)
 
 
 def _show_latents(
