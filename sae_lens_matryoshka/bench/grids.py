@@ -9,7 +9,10 @@ from sae_lens_matryoshka.bench.rows import Row
 from sae_lens_matryoshka.terminal_table import Grid
 
 ARROWS = "↑ higher is better, ↓ lower is better."
-BESIDE = "L0: active latents per token. FVU: fraction of variance unexplained."
+BESIDE = (
+    "L0: active latents per token. FVU: fraction of variance unexplained. Both leave out the tokens BOS, "
+    "EOS and PAD."
+)
 LEVELS = "Level 0 is the innermost, the last one the whole SAE."
 SPREAD = "± standard deviation over the seeds of the eval."
 HALF = "Differences: ± half of the 95 % interval, paired over seeds; it does not cover training another SAE."
@@ -88,7 +91,8 @@ def notes(comparison: Comparison, tables: Sequence[EvalTable]) -> list[str]:
     is_nested = any(row.levels > 1 for row in comparison.rows)
     values = " ".join(cell for t in tables for row in t.values.rows for cell in row)
     reading = [
-        f"{ARROWS} {BESIDE}",
+        ARROWS,
+        BESIDE,
         LEVELS if is_nested else "",
         f"Values: mean {SPREAD}" if "±" in values else "",
         HALF if "±" in cells and comparison.others else "",
