@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import ActivationsStore, logger
+from sae_lens import ActivationsStore, LanguageModelSAERunnerConfig, logger
 from tqdm.auto import tqdm
 from typing_extensions import override
 
@@ -28,6 +28,8 @@ class MixingBuffer(Iterator[torch.Tensor]):
         loader: Endless source of activations, each (tokens, d_in).
         mix_fraction: Share of buffer_size that is kept back to mix with later activations; 0: no
             shuffling.
+        generator: Source of the order, so that nothing else which draws numbers changes it. Defaults to
+            PyTorch's global one, as in SAELens.
 
     Raises:
         ValueError: The buffer cannot hold one batch, or mix_fraction is not in [0, 1].
@@ -39,19 +41,14 @@ class MixingBuffer(Iterator[torch.Tensor]):
         batch_size: int,
         loader: Iterator[torch.Tensor],
         mix_fraction: float,
+        generator: torch.Generator | None = None,
     ):
-        if buffer_size < batch_size:
-            raise ValueError(
-                f"The mixing buffer of {buffer_size} tokens (n_batches_in_buffer * context_size) "
-                f"cannot hold one batch of train_batch_size_tokens={batch_size}. Raise "
-                f"n_batches_in_buffer or lower train_batch_size_tokens."
-            )
-        if not 0 <= mix_fraction <= 1:
-            raise ValueError(f"activations_mixing_fraction={mix_fraction} must be between 0 and 1.")
+        _check_buffer(buffer_size, batch_size, mix_fraction)
         self.buffer_size = buffer_size
         self.batch_size = batch_size
         self.loader = loader
         self.mix_fraction = mix_fraction
+        self.generator = generator
         self.kept: torch.Tensor | None = None  # (tokens, d_in), to be mixed
         self.to_serve: torch.Tensor | None = None  # (tokens, d_in), in order
 
@@ -71,10 +68,36 @@ class MixingBuffer(Iterator[torch.Tensor]):
         n_served = 0
         if len(kept) >= self.buffer_size:
             if self.mix_fraction > 0:
-                kept = kept[torch.randperm(len(kept))]
+                kept = kept[torch.randperm(len(kept), generator=self.generator)]
             n_free = len(kept) - int(self.buffer_size * self.mix_fraction)
             n_served = max(1, n_free // self.batch_size) * self.batch_size
         self.to_serve, self.kept = kept[:n_served], kept[n_served:]
+
+
+def check_mixing(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """
+    Check the mixing buffer that a run asks for.
+
+    Args:
+        cfg: The run's configuration.
+
+    Raises:
+        ValueError: As MixingBuffer.
+    """
+    n_positions = len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
+    buffer_size = cfg.n_batches_in_buffer * n_positions
+    _check_buffer(buffer_size, cfg.train_batch_size_tokens, cfg.activations_mixing_fraction)
+
+
+def _check_buffer(buffer_size: int, batch_size: int, mix_fraction: float) -> None:
+    if buffer_size < batch_size:
+        raise ValueError(
+            f"The mixing buffer of {buffer_size} tokens (n_batches_in_buffer * context_size) "
+            f"cannot hold one batch of train_batch_size_tokens={batch_size}. Raise "
+            f"n_batches_in_buffer or lower train_batch_size_tokens."
+        )
+    if not 0 <= mix_fraction <= 1:
+        raise ValueError(f"activations_mixing_fraction={mix_fraction} must be between 0 and 1.")
 
 
 class ResumableStore(ActivationsStore):
@@ -88,7 +111,11 @@ class ResumableStore(ActivationsStore):
 
     @classmethod
     def adopt(
-        cls, store: ActivationsStore, n_prefetched: int, max_nonfinite_fraction: float
+        cls,
+        store: ActivationsStore,
+        n_prefetched: int,
+        rng_state: torch.Tensor,
+        max_nonfinite_fraction: float,
     ) -> "ResumableStore":
         """
         Turn a store that SAELens's runner has just built, and offers no factory for, into this.
@@ -96,6 +123,7 @@ class ResumableStore(ActivationsStore):
         Args:
             store: A store that has served nothing yet; the same object is returned.
             n_prefetched: Batches that a PrefetchingIterator may queue; 0 without one.
+            rng_state: State of PyTorch's generator that decides the order of the activations.
             max_nonfinite_fraction: Share of the activations that may be NaN or infinite; skipped.
         """
         store.__class__ = cls
@@ -105,6 +133,7 @@ class ResumableStore(ActivationsStore):
             batch_size=store.train_batch_size_tokens,
             loader=store._iterate_filtered_activations(),
             mix_fraction=store.activations_mixing_fraction,
+            generator=torch.Generator().set_state(rng_state),
         )
         # a full queue, one batch in the prefetcher's hand, and one taken but not noted yet
         store._served = deque(maxlen=n_prefetched + 2)
@@ -171,10 +200,12 @@ class ResumableStore(ActivationsStore):
         to_serve, kept = [*self._served], self.mixing.kept
         if self.mixing.to_serve is not None:
             to_serve.append(self.mixing.to_serve)
+        generator = self.mixing.generator
         return {
             **self._position(),
             "n_rows_seen": self.finite_rows.n_seen,
             "n_rows_skipped": self.finite_rows.n_skipped,
+            "mixing_rng": None if generator is None else generator.get_state(),
             # copies: torch.save would write all of the storage that a slice belongs to
             "to_serve": torch.cat(to_serve).cpu() if to_serve else None,
             "kept": None if kept is None else kept.clone().cpu(),
@@ -183,7 +214,12 @@ class ResumableStore(ActivationsStore):
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from what resume_state returned, in a store that has served nothing yet."""
         self.current_row_idx = state["current_row_idx"]
-        n_sequences: int = state["n_sequences_drawn"]
+        mixing_rng = state.get("mixing_rng")  # checkpoints of earlier commits used the global one
+        self.mixing.generator = (
+            None if mixing_rng is None else torch.Generator().set_state(mixing_rng)
+        )
+        # an evaluation may have drawn text beside cached activations; the store has none now
+        n_sequences: int = state["n_sequences_drawn"] if self.dataset is not None else 0
         for _ in tqdm(range(n_sequences), desc="Skipping what was drawn before", leave=False):
             self._skip_sequence()
         if self.tokens_hash != state.get("tokens_hash", self.tokens_hash):

@@ -15,7 +15,7 @@ from sae_lens_matryoshka.field_types import describe, fit
 from sae_lens_matryoshka.runner_config import LanguageModelSAERunnerConfig, training_config_class
 
 # SAELens has defaults for these, but nobody means to train on them.
-REQUIRED = ("model_name", "hook_name", "dataset_path")
+REQUIRED = ("model_name", "hook_name")
 
 # Fields that the runner and the SAE share; alone, they are meant for both.
 SHARED = ("device", "dtype")
@@ -44,7 +44,9 @@ def checked_config(
     sae_class = _sae_config_class(settings)
     schema = _schema(sae_class)
     resolved = _resolve(settings, schema)
-    _require(resolved, [*REQUIRED, *_without_default(sae_class)], name)
+    from_cache = "use_cached_activations" in resolved and "cached_activations_path" in resolved
+    source = [] if from_cache else ["dataset_path"]
+    _require(resolved, [*REQUIRED, *source, *_without_default(sae_class)], name)
     values = {key: _fitting(setting, schema[key]) for key, setting in resolved.items()}
 
     sae = _section(values, "sae")

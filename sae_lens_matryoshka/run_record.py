@@ -5,11 +5,13 @@ import os
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from sae_lens import LanguageModelSAERunnerConfig, TrainingSAEConfig
+
+T = TypeVar("T", bound=LanguageModelSAERunnerConfig[Any])
 
 # Options that may hold objects for SAELens to pass on: a model, a tokenizer, a torch.dtype.
 OPTIONS_OF_THE_MODEL = ("model_kwargs", "model_from_pretrained_kwargs")
@@ -33,7 +35,6 @@ def with_plain_values(
 
     Raises:
         TypeError: A value has no JSON form.
-        ValueError: An option of the model is only the description of an object.
     """
     cfg = copy.copy(cfg)
     for field in fields(cfg):
@@ -49,7 +50,6 @@ def with_plain_values(
         elif field.name not in OPTIONS_OF_THE_MODEL:
             value = plain(value, field.name)
         setattr(cfg, field.name, value)
-    _refuse_descriptions(cfg)
     return cfg
 
 
@@ -68,7 +68,7 @@ def make_plain(sae_cfg: TrainingSAEConfig) -> None:
             setattr(sae_cfg, field.name, plain(getattr(sae_cfg, field.name), field.name))
     for name, value in sae_cfg.metadata.to_dict().items():
         if name in OPTIONS_OF_THE_MODEL:
-            setattr(sae_cfg.metadata, name, _described(value))
+            setattr(sae_cfg.metadata, name, _without_objects(value))
         else:
             setattr(sae_cfg.metadata, name, plain(value, f"metadata.{name}"))
 
@@ -79,10 +79,15 @@ def record_of(cfg: LanguageModelSAERunnerConfig[Any]) -> dict[str, Any]:
 
     An object among the options of the model is described by its class, not copied.
     """
+    return with_objects_described(cfg).to_dict()
+
+
+def with_objects_described(cfg: T) -> T:
+    """Return a copy of a configuration, in which a description stands for each object of the model."""
     cfg = copy.copy(cfg)
     for name in OPTIONS_OF_THE_MODEL:
         setattr(cfg, name, _described(getattr(cfg, name)))
-    return cfg.to_dict()
+    return cfg
 
 
 def plain(value: Any, name: str) -> Any:
@@ -128,10 +133,28 @@ def _described(value: Any) -> Any:
         return f"<{type(value).__module__}.{type(value).__qualname__} object>"
 
 
-def _refuse_descriptions(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+def _without_objects(options: Any) -> Any:
+    """The options of a model that loading it from a saved SAE's metadata can use."""
+    if not isinstance(options, dict):
+        return options
+    described = {str(name): _described(value) for name, value in options.items()}
+    return {name: value for name, value in described.items() if not _is_description(value)}
+
+
+def _is_description(value: Any) -> bool:
+    return isinstance(value, str) and _DESCRIBED.fullmatch(value) is not None
+
+
+def refuse_descriptions(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """
+    Check that no option of the model is only the description of an object.
+
+    Raises:
+        ValueError: One is, as in a configuration that was read from a file.
+    """
     for name in OPTIONS_OF_THE_MODEL:
         for key, value in (getattr(cfg, name) or {}).items():
-            if isinstance(value, str) and _DESCRIBED.fullmatch(value):
+            if _is_description(value):
                 raise ValueError(
                     f"{name}[{key!r}]={value!r} only describes the object that the run was given. "
                     "Resume from Python and give the object itself."

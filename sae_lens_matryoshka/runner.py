@@ -29,17 +29,27 @@ from tqdm.auto import tqdm
 from transformer_lens.HookedTransformer import HookedRootModule
 from typing_extensions import override
 
-from sae_lens_matryoshka import checkpoint, leftovers, run_record
-from sae_lens_matryoshka.activation_stream import ResumableStore
+from sae_lens_matryoshka import (
+    cached_activations,
+    checkpoint,
+    fine_tuning,
+    leftovers,
+    model_check,
+    run_record,
+)
+from sae_lens_matryoshka.activation_stream import ResumableStore, check_mixing
+from sae_lens_matryoshka.cached_activations import CachedActivations
 from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
-from sae_lens_matryoshka.config_rules import check_lengths
+from sae_lens_matryoshka.config_rules import check_lengths, check_schedule
 from sae_lens_matryoshka.fast_adam import speed_up_adam
 from sae_lens_matryoshka.finite_rows import MAX_NONFINITE_FRACTION
 from sae_lens_matryoshka.interruptible_trainer import InterruptibleTrainer
 from sae_lens_matryoshka.interruption import Interruption, TrainingFailed, TrainingInterrupted
 from sae_lens_matryoshka.resume_check import check_run_is_kept
+from sae_lens_matryoshka.run_check import check_run
 from sae_lens_matryoshka.run_log import RunLog, ValidNames
 from sae_lens_matryoshka.runner_config import LanguageModelSAERunnerConfig
+from sae_lens_matryoshka.seeding import kept_rng_state, seed_all
 from sae_lens_matryoshka.whole import SaveError, save_errors_named, whole_files, write_json
 
 __all__ = [
@@ -65,18 +75,24 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
     infinite are skipped and counted.
 
     Args:
-        cfg: The configuration, SAELens's or ours.
-        override_dataset: A dataset instead of cfg.dataset_path.
+        cfg: The configuration, SAELens's or ours. Its seed decides the initial weights and the order of
+            the activations; the caller's random generators are left as they were.
+        override_dataset: A dataset instead of cfg.dataset_path. With cached activations, it is text for
+            the evaluations only.
         override_model: A model instead of cfg.model_name.
-        override_sae: An SAE to train instead of a new one.
+        override_sae: An SAE to train instead of a new one; the one that cfg.sae describes.
 
     Raises:
         OSError: output_path or checkpoint_path cannot be written.
-        FileNotFoundError: resume_from_checkpoint is no complete checkpoint.
+        FileNotFoundError: resume_from_checkpoint is no complete checkpoint, or there is nothing at
+            from_pretrained_path or cached_activations_path.
         TypeError: A value of the configuration cannot be saved with it.
-        ValueError: resume_from_checkpoint is damaged or of another training, or an option that counts
-            steps does not fit the run.
+        ValueError: The configuration contradicts itself, the model, or what is at resume_from_checkpoint,
+            from_pretrained_path or cached_activations_path.
     """
+
+    _cache: CachedActivations | None = None  # what the activations come from, if not from the model
+    _rng: dict[str, Any]  # the random generators before the first step
 
     def __init__(
         self,
@@ -89,26 +105,88 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
         cfg = run_record.with_plain_values(cfg)
         if type(cfg.logger) is LoggingConfig:  # a class of the user's names its artifacts itself
             cfg.logger = ValidNames.of(cfg.logger)
+        check_run(cfg)  # a stock cfg has not been through it
+        check_schedule(cfg.total_training_steps, cfg.lr_warm_up_steps, cfg.lr_decay_steps)
+        self._cache = cached_activations.open_cache(cfg)
+        if self._cache is not None:
+            cfg = self._cache.completed(cfg)
         checkpoint.check_writable("output_path", cfg.output_path)
         checkpoint.check_writable("checkpoint_path", cfg.checkpoint_path)
         sae_cfg: TrainingSAEConfig = cfg.sae if override_sae is None else override_sae.cfg
-        if isinstance(sae_cfg, MatryoshkaTrainingSAEConfig):  # a stock cfg has not been through it
+        if isinstance(sae_cfg, MatryoshkaTrainingSAEConfig):
             check_lengths(sae_cfg, cfg.total_training_steps, cfg.dead_feature_window)
         if cfg.resume_from_checkpoint is not None:
             checkpoint.check_checkpoint(cfg.resume_from_checkpoint, sae_cfg)
             check_run_is_kept(cfg.resume_from_checkpoint, cfg)
+        if override_sae is not None:
+            fine_tuning.check_override(override_sae, cfg)
+        if self._cache is None and override_dataset is None and not cfg.dataset_path:
+            raise ValueError(
+                "There is no text to train on. Give dataset_path, or override_dataset from Python."
+            )
+        check_mixing(cfg)
+        if cfg.model_class_name == "AutoModelForCausalLM" and override_model is None:
+            model_check.check_module_name(cfg)
         leftovers.recover_run(cfg)
-        super().__init__(cfg, override_dataset, override_model, override_sae)
+        with kept_rng_state():
+            seed_all(cfg.seed)
+            self._load(cfg, override_dataset, override_model, override_sae)
         if isinstance(self.cfg, LanguageModelSAERunnerConfig):
             self.cfg.runner_ends_decay = True
         self._store = ResumableStore.adopt(
             self.activations_store,
             int(self.cfg.prefetch_llm_batches),
+            self._rng["torch"],
             getattr(self.cfg, "max_nonfinite_fraction", MAX_NONFINITE_FRACTION),
         )
         self._interruption = Interruption()
         self._log = RunLog()
         self._result_is_saved = False
+
+    def _load(
+        self,
+        cfg: StockRunnerConfig[Any],
+        override_dataset: HfDataset | None,
+        override_model: HookedRootModule | None,
+        override_sae: TrainingSAE[Any] | None,
+    ) -> None:
+        """Make the SAE, then let SAELens load the model and open the activations."""
+        if override_sae is not None:
+            sae = override_sae
+        elif self._is_fine_tuning(cfg):
+            sae = fine_tuning.sae_from_disk(cfg)
+        else:
+            sae = fine_tuning.new_sae(cfg)
+        self._rng = checkpoint.rng_state()  # loading the model may draw from them
+        if self._cache is None:
+            super().__init__(cfg, override_dataset, override_model, sae)
+            return
+        super().__init__(self._cache.for_store(cfg), None, override_model, sae)
+        self.cfg = cfg
+        text = cached_activations.evaluation_store(self.model, cfg, override_dataset)
+        if text is None:
+            self.evaluator = None  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            self.evaluator.activations_store = text
+
+    @staticmethod
+    def _is_fine_tuning(cfg: StockRunnerConfig[Any]) -> bool:
+        """Whether the weights come from a saved SAE; those of a checkpoint replace them."""
+        return cfg.from_pretrained_path is not None and cfg.resume_from_checkpoint is None
+
+    @override
+    def _compile_llm_if_needed(self) -> None:
+        # SAELens calls this when the model is loaded, before it opens the dataset
+        model_check.check_model(self.model, self.cfg)
+        super()._compile_llm_if_needed()
+
+    @override
+    def _set_sae_metadata(self) -> None:
+        super()._set_sae_metadata()
+        run_record.make_plain(self.sae.cfg)
+        if self._cache is not None:
+            for name in self._cache.unknown(self.cfg):
+                self.sae.cfg.metadata[name] = None
 
     @property
     def output_path(self) -> Path | None:
@@ -133,7 +211,9 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
             TrainingFailed: An error came after at least one step; likewise.
             SaveError: The trained SAE could not be saved; says where it is instead.
         """
-        with self._interruption:  # signals stay deferred until the result is saved
+        # signals stay deferred until the result is saved
+        with self._interruption, kept_rng_state():
+            checkpoint.set_rng_state(self._rng)
             if self.cfg.resume_from_checkpoint is not None:
                 self._resume_data(Path(self.cfg.resume_from_checkpoint))
             with self._failure_reported_after_the_end():
@@ -152,11 +232,6 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
             with self._log.failure_reported():
                 raise
 
-    @override
-    def _set_sae_metadata(self) -> None:
-        super()._set_sae_metadata()
-        run_record.make_plain(self.sae.cfg)
-
     def _resume_data(self, folder: Path) -> None:
         """Restore what feeds the trainer, before SAELens starts a thread that draws from it."""
         if not (folder / checkpoint.STATE_FILENAME).exists():
@@ -174,6 +249,8 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
         self, trainer: SAETrainer[Any, Any]
     ) -> TrainingSAE[Any]:
         speed_up_adam(trainer.optimizer)
+        if self._is_fine_tuning(self.cfg):
+            fine_tuning.scale_to_run(trainer)
         if isinstance(self.cfg, LanguageModelSAERunnerConfig) and self.cfg.lr_decay_to > 0:
             end_decay_at(trainer.lr_scheduler, self.cfg.lr_decay_to)
         adopted = InterruptibleTrainer.adopt(trainer, self._interruption, self._store, self._log)

@@ -1,6 +1,5 @@
 """SAELens's runner configuration with the SAE's fields given flat."""
 
-import copy
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -16,6 +15,9 @@ from sae_lens_matryoshka import recipes
 from sae_lens_matryoshka.config import ARCHITECTURE, MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.config_rules import check_lengths, check_schedule
 from sae_lens_matryoshka.finite_rows import MAX_NONFINITE_FRACTION
+from sae_lens_matryoshka.option_copies import own_copy
+from sae_lens_matryoshka.run_check import COUNTS, check_counts, check_run
+from sae_lens_matryoshka.run_record import with_objects_described
 
 
 @dataclass(init=False)
@@ -29,7 +31,8 @@ class LanguageModelSAERunnerConfig(
         LanguageModelSAERunnerConfig(d_in=768, d_sae=16_384, k=40, model_name="gpt2", ...)
 
     SAELens's runner takes it, and SAELens reads the runner_cfg.json that a run writes, unless lr_decay_to
-    or max_nonfinite_fraction is given, which it does not know. What is passed in is copied, never changed.
+    or max_nonfinite_fraction is given, which it does not know. What is passed in is copied, never changed; only
+    objects, such as a loaded model in model_from_pretrained_kwargs, are kept as they are.
 
     Args:
         sae (TrainingSAEConfig | None): The SAE's configuration, as SAELens takes it. None: built from
@@ -50,7 +53,7 @@ class LanguageModelSAERunnerConfig(
     Raises:
         TypeError: A keyword is unknown, or sae is no training configuration.
         ValueError: The architecture is unknown or not that of sae, d_in or d_sae is missing, a field of
-            the SAE is given beside sae, or recipe or lr_decay_to is not possible.
+            the SAE is given beside sae, or an option is not possible, alone or beside the others.
     """
 
     lr_decay_to: float = 0.0
@@ -91,7 +94,9 @@ class LanguageModelSAERunnerConfig(
         max_nonfinite_fraction: float = MAX_NONFINITE_FRACTION,
         **kwargs: Any,
     ) -> None:
-        options = copy.deepcopy(kwargs)
+        options: dict[str, Any] = own_copy(kwargs)
+        check_counts(options)
+        options |= {name: int(options[name]) for name in COUNTS if name in options}
         added: dict[str, Any] = {}
         if recipe is not None:
             recipes.check(recipe, architecture or ARCHITECTURE)
@@ -107,9 +112,10 @@ class LanguageModelSAERunnerConfig(
                 sae = _sae_config(architecture or ARCHITECTURE, options)
         else:
             _check_given(sae, architecture, options)
-            sae = copy.deepcopy(sae)
-            sae.device = options.get("device", sae.device)
-            sae.dtype = options.get("dtype", sae.dtype)
+            copied: TrainingSAEConfig = own_copy(sae)
+            copied.device = options.get("device", copied.device)
+            copied.dtype = options.get("dtype", copied.dtype)
+            sae = copied
         run_options = {name: options[name] for name in _RUN_FIELDS & options.keys()}
         super().__init__(sae=sae, **run_options)  # pyright: ignore[reportArgumentType]
         self.lr_decay_to = lr_decay_to
@@ -120,6 +126,7 @@ class LanguageModelSAERunnerConfig(
             )
         self.max_nonfinite_fraction = max_nonfinite_fraction
         with recipes.named_in_errors(recipe, added):
+            check_run(self)
             check_schedule(self.total_training_steps, self.lr_warm_up_steps, self.lr_decay_steps)
             if isinstance(sae, MatryoshkaTrainingSAEConfig):
                 check_lengths(sae, self.total_training_steps, self.dead_feature_window)
@@ -155,7 +162,8 @@ class LanguageModelSAERunnerConfig(
 
     @override
     def to_dict(self) -> dict[str, Any]:
-        options = super().to_dict()
+        described = with_objects_described(self)  # SAELens would copy a loaded model
+        options = super(LanguageModelSAERunnerConfig, described).to_dict()
         if self.lr_decay_to == 0:
             del options["lr_decay_to"]  # SAELens does not know it
         if self.max_nonfinite_fraction == MAX_NONFINITE_FRACTION:
@@ -171,7 +179,7 @@ class LanguageModelSAERunnerConfig(
         Args:
             cfg_dict (dict[str, Any]): The dictionary, which may have been through JSON.
         """
-        cfg_dict = copy.deepcopy(cfg_dict)
+        cfg_dict = own_copy(cfg_dict)
         if "architecture" in cfg_dict.get("sae", {}):
             training_config_class(cfg_dict["sae"]["architecture"])
         if "seqpos_slice" in cfg_dict:  # JSON has no tuples

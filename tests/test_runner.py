@@ -205,10 +205,11 @@ class TestConfig:
 
 def test_stock_runner_trains_our_config_to_the_same_numbers(tmp_path: Path):
     make_runner(tmp_path / "ours").run()
-    torch.manual_seed(0)
     cfg = LanguageModelSAERunnerConfig(**options(tmp_path / "stock"))
+    model = TinyModel()
+    torch.manual_seed(cfg.seed)  # SAELens reads the seed nowhere
     LanguageModelSAETrainingRunner(
-        cfg, override_model=TinyModel(), override_dataset=token_dataset()
+        cfg, override_model=model, override_dataset=token_dataset()
     ).run()
     ours, stock = results(tmp_path / "ours"), results(tmp_path / "stock")
     for name in stock:  # the fused kernel rounds differently

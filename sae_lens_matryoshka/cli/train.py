@@ -147,12 +147,15 @@ def _parse_flags(arguments: list[str]) -> "LanguageModelSAERunnerConfig[Any]":
     """SAELens's parser of flags, a private function of its runner; raises instead of exiting."""
     from sae_lens.llm_sae_training_runner import _parse_cfg_args
 
+    from sae_lens_matryoshka.run_check import check_run
+
     if not any(re.match("--(architecture|sae)(=|$)", argument) for argument in arguments):
         arguments = ["--architecture", "matryoshka", *arguments]
     complaint = io.StringIO()
     try:
         with redirect_stderr(complaint):
             config = _parse_cfg_args(arguments)
+            check_run(config)
     except (ArgumentError, ValueError) as error:
         raise ConfigError(_with_nearest_flag(str(error))) from error
     except SystemExit as stop:
