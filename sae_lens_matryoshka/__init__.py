@@ -52,8 +52,8 @@ _HOME_OF = {
 
 
 def register() -> None:
-    """Register this package's architectures with SAELens: ``"matryoshka"`` for training and
-    ``"matryoshka_refined"`` for inference. Safe to call again.
+    """Register this package's architectures with SAELens: ``"matryoshka"`` for training, and to open
+    saved training SAEs as inference SAEs, ``"matryoshka_refined"`` for inference. Safe to call again.
 
     Raises:
         ValueError: Another package has already registered a class of one of these names.
@@ -71,12 +71,15 @@ def register() -> None:
         RefinedSAE,
         RefinedSAEConfig,
     )
+    from sae_lens_matryoshka.saved_training_sae import SavedTrainingSAE, SavedTrainingSAEConfig
     from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
 
     if _is_free(SAE_TRAINING_CLASS_REGISTRY, ARCHITECTURE, MatryoshkaTrainingSAE):
         register_sae_training_class(
             ARCHITECTURE, MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig
         )
+    if _is_free(SAE_CLASS_REGISTRY, ARCHITECTURE, SavedTrainingSAE):
+        register_sae_class(ARCHITECTURE, SavedTrainingSAE, SavedTrainingSAEConfig)
     if _is_free(SAE_CLASS_REGISTRY, REFINED_ARCHITECTURE, RefinedSAE):
         register_sae_class(REFINED_ARCHITECTURE, RefinedSAE, RefinedSAEConfig)
 

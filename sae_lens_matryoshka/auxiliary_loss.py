@@ -1,5 +1,7 @@
 """The auxiliary loss: what dead latents are asked to fit, so that they come back (paper, section 3)."""
 
+from collections.abc import Callable
+
 import torch
 from sae_lens.saes.sae import TrainStepInput
 from torch.utils.checkpoint import checkpoint
@@ -8,15 +10,42 @@ from sae_lens_matryoshka import engine, objective
 from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.engine.compiling import not_compiled
 
+# The pre-activations, without norms, of some tokens, (tokens, latents).
+OfTokens = Callable[[slice], torch.Tensor]
+# The same for some latents, given by index.
+HiddenPre = Callable[[torch.Tensor], OfTokens]
+
 # Largest (tokens, dead latents) block that exists at a time: 256 MiB in float32.
 MAX_ELEMENTS = 2**26
+
+
+def encoded_again(encoder: engine.Encoder) -> HiddenPre:
+    """Return the pre-activations that an encoder gives, for where not all of them exist."""
+
+    def of_latents(latents: torch.Tensor) -> OfTokens:
+        W_enc, b_enc = encoder.W_enc[:, latents], encoder.b_enc[latents]
+        return lambda tokens: encoder.x[tokens] @ W_enc + b_enc
+
+    return of_latents
+
+
+def as_encoded(hidden_pre: torch.Tensor, norm: torch.Tensor | None) -> HiddenPre:
+    """Return pre-activations that exist, (batch, d_sae), times the norms, (d_sae,)."""
+
+    def of_latents(latents: torch.Tensor) -> OfTokens:
+        of_them = hidden_pre[:, latents]
+        unscaled = of_them if norm is None else of_them / norm[latents]
+        return lambda tokens: unscaled[tokens]
+
+    return of_latents
 
 
 def auxiliary_loss(
     cfg: MatryoshkaTrainingSAEConfig,
     step_input: TrainStepInput,
     recons: torch.Tensor,
-    encoder: engine.Encoder,
+    hidden_pre: HiddenPre,
+    norm: torch.Tensor | None,
     W_dec: torch.Tensor,
     order: torch.Tensor | None,
     snapped: bool,
@@ -28,7 +57,8 @@ def auxiliary_loss(
         cfg: Says of what: aux_loss="global" or "per_level".
         step_input: The batch, (batch, d_in), and the trainer's mask of dead latents.
         recons: Every level's reconstruction, (levels, batch, d_in); for the global loss the last will do.
-        encoder: Of the batch; the dead latents are encoded again.
+        hidden_pre: Gives the pre-activations of the batch.
+        norm: Decoder norms by which latents are ranked, (d_sae,), or None for 1.
         W_dec: (d_sae, d_in)
         order: The latent at each place that levels count, (d_sae,); None: as they are.
         snapped: Whether the error is the norm of what is left, not its square, as the levels' errors then are.
@@ -51,13 +81,14 @@ def auxiliary_loss(
         group = order[lo:hi][dead[order[lo:hi]]]  # (dead,)
         if len(group):
             residual = step_input.sae_in - reconstruction
-            loss = loss + _fit(encoder, W_dec, group, residual, k_aux, scale, snapped)
+            loss = loss + _fit(hidden_pre, norm, W_dec, group, residual, k_aux, scale, snapped)
     return loss if cfg.aux_loss_coefficient is None else cfg.aux_loss_coefficient * loss
 
 
 @not_compiled
 def _fit(
-    encoder: engine.Encoder,
+    hidden_pre: HiddenPre,
+    norm: torch.Tensor | None,
     W_dec: torch.Tensor,
     dead: torch.Tensor,
     residual: torch.Tensor,
@@ -66,12 +97,12 @@ def _fit(
     snapped: bool,
 ) -> torch.Tensor:
     """The loss of dead latents, given by index, on a residual, (batch, d_in)."""
-    W_enc, b_enc, W_dec = encoder.W_enc[:, dead], encoder.b_enc[dead], W_dec[dead]
-    norm = None if encoder.norm is None else encoder.norm[dead]
+    of_tokens, W_dec = hidden_pre(dead), W_dec[dead]
+    norm = None if norm is None else norm[dead]
 
     def loss_of(rows: slice) -> torch.Tensor:
         return objective.dead_latent_loss(
-            encoder.x[rows] @ W_enc + b_enc,
+            of_tokens(rows),
             W_dec,
             residual[rows],
             k_aux,

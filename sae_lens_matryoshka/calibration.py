@@ -1,21 +1,22 @@
 """Thresholds that fire as often as wanted, counted on held-out activations."""
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
-from sae_lens.saes.sae import SAE
+from sae_lens.saes.sae import SAE, TrainingSAE
 from sae_lens.saes.topk_sae import TopKSAE
 
 from sae_lens_matryoshka import engine
+from sae_lens_matryoshka.level_results import L0_IS_CALIBRATED
 from sae_lens_matryoshka.refined_sae import RefinedSAE
 from sae_lens_matryoshka.sae import MatryoshkaSAE, build, copy_of
 from sae_lens_matryoshka.threshold import thresholds_for_l0
-
-# In the metadata: its l0 was not measured in training, but set here.
-L0_IS_CALIBRATED = "l0_is_calibrated"
 
 # Activations that are encoded together.
 TOKENS_AT_A_TIME = 8192
@@ -25,7 +26,7 @@ T = TypeVar("T", MatryoshkaSAE, SAE[Any])
 
 @torch.no_grad()
 def calibrate_threshold(
-    sae: T, activations: torch.Tensor, target_l0: float, as_jumprelu: bool = False
+    sae: T, activations: torch.Tensor | ArrayLike, target_l0: float, as_jumprelu: bool = False
 ) -> T:
     """
     A copy whose thresholds let exactly `target_l0` latents per token fire on the given activations (in
@@ -36,19 +37,22 @@ def calibrate_threshold(
 
     Args:
         sae: A JumpReLU SAE, or with as_jumprelu a TopK SAE; plain or as MatryoshkaSAE.
-        activations: Activations of the model, (..., d_in), or (..., n_heads, d_head) for hook_z.
-            Held-out ones: the more tokens, the better the threshold carries over.
-        target_l0: Active latents per token wanted, on average; times the number of tokens it is
-            rounded to a whole count.
+        activations: Activations of the model, (..., d_in), or (..., n_heads, d_head) for hook_z: a
+            tensor on any device, a NumPy array or nested lists. Take held-out ones: the more tokens,
+            the better the threshold carries over.
+        target_l0: Target number of active latents per token, on average; times the number of tokens
+            it is rounded to a whole count.
         as_jumprelu: Turn a TopK SAE into a JumpReLU SAE, whose levels stand alone.
 
     Returns:
         The same kind of object; the input is left as it was.
 
     Raises:
-        ValueError: The SAE has no threshold to calibrate, the activations are none or not finite, or
-            no threshold reaches the target.
+        TypeError: The target is not a number, or the activations do not form an array of numbers.
+        ValueError: The SAE has no threshold to calibrate, the activations are none, not finite or of
+            another size than d_in, or no threshold reaches the target.
     """
+    target_l0 = _number(target_l0)
     if isinstance(sae, MatryoshkaSAE):
         inner = calibrate_threshold(sae.sae, activations, target_l0, as_jumprelu)
         return MatryoshkaSAE(inner, sae.widths)
@@ -69,6 +73,11 @@ def calibrate_threshold(
             raise ValueError("as_jumprelu=True has no effect: this is a JumpReLU SAE already.")
         copied = copy_of(sae)
         copied.fold_W_dec_norm()
+    elif isinstance(sae, TrainingSAE):
+        raise ValueError(
+            f"{type(sae).__name__} is an SAE in training. Calibrate MatryoshkaSAE.from_sae(sae), its "
+            "inference form."
+        )
     else:
         raise ValueError(
             f"{type(sae).__name__} has no threshold to calibrate; a JumpReLU SAE has, and a topk "
@@ -91,15 +100,48 @@ def calibrate_threshold(
     return copied
 
 
-def _one_row_per_token(sae: SAE[Any], activations: torch.Tensor) -> torch.Tensor:
-    last = -2 if sae.hook_z_reshaping_mode else -1  # first of the dimensions that make up d_in
-    rows = activations.reshape(-1, *activations.shape[last:])
+def _number(target_l0: Any) -> float:
+    is_number = isinstance(target_l0, int | float | np.number | torch.Tensor)
+    if not is_number or isinstance(target_l0, bool):
+        raise TypeError(f"target_l0={target_l0!r} must be a number of active latents per token.")
+    number = float(target_l0)
+    if not math.isfinite(number):
+        raise ValueError(f"target_l0={number} must be a finite number of active latents per token.")
+    return number
+
+
+def _one_row_per_token(sae: SAE[Any], activations: torch.Tensor | ArrayLike) -> torch.Tensor:
+    """Activations as (tokens, d_in), or (tokens, n_heads, d_head) for hook_z."""
+    tensor = _tensor(activations)
+    n_dims = 2 if sae.hook_z_reshaping_mode else 1  # the last ones, which make up d_in
+    per_token = tensor.shape[-n_dims:]
+    if tensor.dim() < n_dims or math.prod(per_token) != sae.cfg.d_in:
+        expected = "d_in" if n_dims == 1 else "n_heads, d_head with n_heads * d_head = d_in"
+        raise ValueError(
+            f"activations of shape {tuple(tensor.shape)} must have (..., {expected}), here of d_in="
+            f"{sae.cfg.d_in}."
+        )
+    rows = tensor.reshape(-1, *per_token)
     if len(rows) == 0 or not rows.isfinite().all():
         raise ValueError(
-            f"activations of shape {tuple(activations.shape)} must hold at least one token and only "
+            f"activations of shape {tuple(tensor.shape)} must hold at least one token and only "
             "finite numbers."
         )
     return rows
+
+
+def _tensor(activations: torch.Tensor | ArrayLike) -> torch.Tensor:
+    given = activations
+    try:  # torch would take long for lists of arrays
+        tensor = given if isinstance(given, torch.Tensor) else torch.as_tensor(np.asarray(given))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"activations of type {type(given).__name__} do not form one array of numbers ({error}). "
+            "Give a tensor, (..., d_in); several are joined by torch.cat."
+        ) from error
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"activations of data type {tensor.dtype} must be real numbers.")
+    return tensor
 
 
 def _as_jumprelu(sae: TopKSAE) -> JumpReLUSAE:

@@ -21,6 +21,9 @@ MEASURED_ON = "level_results_fingerprint"
 NOTES = "level_results_notes"
 """The key of what a reader must know before comparing them: a list of sentences."""
 
+L0_IS_CALIBRATED = "l0_is_calibrated"
+"""The key that says whether the metadata's l0 was set by calibration instead of measured in training."""
+
 L0 = "L0"
 FVU = "FVU ↓"
 

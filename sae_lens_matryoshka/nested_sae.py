@@ -15,7 +15,8 @@ from sae_lens_matryoshka import engine
 from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.engine.compiling import not_compiled
 from sae_lens_matryoshka.latent_order import order_of
-from sae_lens_matryoshka.threshold import RecentActivations
+from sae_lens_matryoshka.overrides import is_hooked, is_overridden, overridable
+from sae_lens_matryoshka.threshold import COUNTED_THRESHOLD, RecentActivations
 
 # What keeps its own data type, whatever the SAE's.
 PRECISION = {
@@ -27,11 +28,6 @@ PRECISION = {
     "prefix_seed": torch.int64,
     "b_dec_is_set": torch.bool,
 }
-
-
-def is_hooked(point: nn.Module) -> bool:
-    """Whether anyone watches a hook point, through TransformerLens or torch itself."""
-    return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks)
 
 
 class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
@@ -59,6 +55,8 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         cfg.validate()
         super().__init__(cfg, use_error_term)
         self.recent_activations = RecentActivations()
+        # of the weights that SAELens loads next; until activations are seen again
+        self.counted_threshold: float | None = vars(cfg.metadata).pop(COUNTED_THRESHOLD, None)
         n_passes = 1 if cfg.refinement_step is None else 2
         self._engines = [engine.Engine() for _ in range(n_passes)]
         self.refines_now = cfg.is_saved_refined
@@ -137,14 +135,15 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         Returns:
             (..., d_sae)
         """
-        if torch.is_grad_enabled() or self._is_observed(x):
+        if torch.is_grad_enabled() or x.numel() == 0 or self._needs_dense(x):
             return super().encode(x)
         encoder = self.encoder(x)
         rows = dataclasses.replace(encoder, x=encoder.x.reshape(-1, self.cfg.d_in))
         acts = self.encode_to_codes(rows)[-1].tensors()[0].to_dense()
-        return acts.view(*encoder.x.shape[:-1], -1)
+        return acts.view(*encoder.x.shape[:-1], self.cfg.d_sae)
 
     @override
+    @overridable
     def encode_with_hidden_pre(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Activations and pre-activations, times the decoder norms if rescale_acts_by_decoder_norm.
@@ -155,8 +154,7 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         Returns:
             Activations and pre-activations, both (..., d_sae).
         """
-        norm = self.get_W_dec_norm() if self.cfg.rescale_acts_by_decoder_norm else None
-        encoder = engine.Encoder(self.process_sae_in(x), self.W_enc, self.b_enc, norm)
+        encoder = engine.Encoder(self.process_sae_in(x), self.W_enc, self.b_enc, self.acts_norm())
         return self.encode_to_codes(encoder, dense=True)[-1].tensors()
 
     @property
@@ -198,7 +196,7 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         if code is not None:
             return code
         code = self._dense_code(encoder, observed=memory is self._engines[-1])
-        if not self.cfg.uses_top_k:
+        if not self.cfg.uses_top_k and code.hidden_pre.numel() > 0:
             found = (code.hidden_pre > self._least_of_interest()).sum()
             memory.observe(found.item() / code.hidden_pre.numel())
         return code
@@ -225,10 +223,28 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
         norm = self.get_W_dec_norm().detach() if self.cfg.rescale_acts_by_decoder_norm else None
         return engine.Encoder(sae_in, self.W_enc, b_enc, norm)
 
+    def acts_norm(self) -> torch.Tensor | None:
+        """The decoder norms that activations carry, (d_sae,), with gradients; None: they carry none."""
+        if not self.cfg.rescale_acts_by_decoder_norm:
+            return None
+        return self.W_dec.norm(dim=-1).clamp(min=1e-8)
+
     def _is_observed(self, x: torch.Tensor) -> bool:
-        """Whether someone wants the dense tensors of an encoding: a hook, or a gradient to x."""
+        """True if the encoder's input or dense tensors are visible: to a hook, a gradient, an override."""
         points = (self.hook_sae_input, self.hook_sae_acts_pre, self.hook_sae_acts_post)
-        return x.requires_grad or any(map(is_hooked, points))
+        hooked = any(map(is_hooked, points))
+        return x.requires_grad or hooked or is_overridden(self, "process_sae_in")
+
+    def _needs_dense(self, x: torch.Tensor) -> bool:
+        """True if something outside this package needs the activations of all latents."""
+        methods = ("encode_with_hidden_pre", "decode", "calculate_aux_loss")
+        overridden = any(is_overridden(self, method) for method in methods)
+        return overridden or self._is_observed(x) or not self._has_own_activation()
+
+    def _has_own_activation(self) -> bool:
+        if self.cfg.activation == "relu":
+            return type(self.activation_fn) is nn.ReLU
+        return self.activation_fn == self._activate
 
     def _least_of_interest(self) -> torch.Tensor | float:
         """What a pre-activation must exceed for it to count, or to move its threshold."""
@@ -272,11 +288,11 @@ class NestedSAE(TrainingSAE[MatryoshkaTrainingSAEConfig], ABC):
 
         Its rows have norm 1 if activations carry the decoder norms.
         """
-        if not self.cfg.rescale_acts_by_decoder_norm:
-            return self.W_dec
-        return self.W_dec / self.get_W_dec_norm()[:, None]
+        norm = self.acts_norm()
+        return self.W_dec if norm is None else self.W_dec / norm[:, None]
 
     @override
+    @overridable
     def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
         """
         Reconstruct from all latents.

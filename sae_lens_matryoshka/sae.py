@@ -1,72 +1,119 @@
 """A trained Matryoshka SAE: a stock SAELens SAE whose nested levels are first-class."""
 
 import copy
-from collections.abc import Sequence
+import operator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, overload
 
 import torch
-from sae_lens.constants import SAE_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE
-from sae_lens.saes.sae import SAE, SAEMetadata, TrainingSAE
+from sae_lens.saes.sae import SAE, TrainingSAE
 from sae_lens.saes.standard_sae import StandardSAE
 from sae_lens.saes.topk_sae import TopKSAE
+from sae_lens.util import dtype_to_str
+from typing_extensions import override
 
-from sae_lens_matryoshka import engine, level_results
+from sae_lens_matryoshka import engine
 from sae_lens_matryoshka.config import resolve_widths
 from sae_lens_matryoshka.fingerprint import holds_weights_of
 from sae_lens_matryoshka.latent_parameters import LATENT_DIM
-from sae_lens_matryoshka.nested_sae import is_hooked
+from sae_lens_matryoshka.level_origin import record_origin
+from sae_lens_matryoshka.overrides import is_hooked
 from sae_lens_matryoshka.refined_sae import RefinedSAE
+from sae_lens_matryoshka.sae_copies import UNIT_TOLERANCE as UNIT_TOLERANCE
+from sae_lens_matryoshka.sae_copies import (
+    build,
+    copy_of,
+    inference_form,
+    named_widths,
+    write_widths,
+)
+from sae_lens_matryoshka.sae_copies import has_unit_norms as has_unit_norms
+from sae_lens_matryoshka.sae_copies import not_finite as not_finite
+from sae_lens_matryoshka.sae_proxy import SAEProxy
 from sae_lens_matryoshka.whole import whole_files
 
-UNIT_TOLERANCE = 1e-5  # SAEBench's own, which warns beyond it
 
-S = TypeVar("S", bound=SAE[Any])
-
-
-class MatryoshkaSAE:
+class MatryoshkaSAE(SAEProxy):
     """
-    A stock SAELens SAE with the widths of its nested levels.
+    A SAELens SAE with the widths of its nested levels.
 
-    Wraps, is not a subclass: SAELens's loaders and evals get `.sae`.
+    Does what the SAE does (`encode`, `decode`, `cfg`, `W_dec`, `to`, ...), and is a sequence of its
+    levels: `len(sae)`, `sae[0]`, `for level in sae`. The SAE itself is `sae.sae`.
 
     Args:
-        sae: A stock inference SAE ("jumprelu", "standard" or "topk"), or a RefinedSAE of this package.
+        sae: An inference SAE of SAELens ("jumprelu", "standard" or "topk"), or a RefinedSAE of this
+            package. It is not copied.
         widths: Nested widths in latents; the SAE's own width is appended when missing.
 
     Raises:
+        TypeError: `sae` is not an inference SAE.
         ValueError: The widths do not fit the SAE.
     """
 
-    def __init__(self, sae: SAE[Any], widths: Sequence[int]):
-        self.sae = sae
-        self.widths: tuple[int, ...] = tuple(resolve_widths(widths, sae.cfg.d_sae))
-        self._engine = engine.Engine()
+    widths: tuple[int, ...]
+    _engine: engine.Engine
 
+    def __init__(self, sae: SAE[Any], widths: Sequence[int]):
+        if isinstance(sae, MatryoshkaSAE | TrainingSAE) or not isinstance(sae, SAE):
+            raise TypeError(
+                f"MatryoshkaSAE wraps an inference SAE of SAELens, not a {type(sae).__name__}. "
+                "MatryoshkaSAE.from_sae takes training SAEs as well, load_from_disk a folder."
+            )
+        resolved = tuple(resolve_widths(widths, sae.cfg.d_sae))
+        super().__init__(sae, widths=resolved, _engine=engine.Engine())
+
+    @override
     def __repr__(self) -> str:
         return (
             f"MatryoshkaSAE({self.sae.cfg.architecture()}, d_in={self.sae.cfg.d_in}, "
             f"widths={self.widths})"
         )
 
+    def __copy__(self) -> "MatryoshkaSAE":
+        return MatryoshkaSAE(self.sae, self.widths)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "MatryoshkaSAE":
+        return MatryoshkaSAE(copy_of(self.sae), self.widths)
+
+    @override
+    def __reduce__(self) -> tuple[Any, ...]:  # SAELens's SAEs hold functions that no pickle takes
+        sae = self.sae
+        return _rebuilt, (type(sae), sae.cfg, dict(sae.state_dict()), self.widths)
+
     # ---- open and save
 
     @classmethod
-    def from_sae(cls, sae: SAE[Any], widths: Sequence[int] | None = None) -> "MatryoshkaSAE":
+    def from_sae(
+        cls, sae: "SAE[Any] | MatryoshkaSAE", widths: Sequence[int] | None = None
+    ) -> "MatryoshkaSAE":
         """
         Wrap an SAE: one that this package or SAELens's ``matryoshka_batchtopk`` trained.
 
         Args:
-            sae: An inference SAE, or a training SAE, of which the inference form is taken.
-            widths: Nested widths. None: those that training wrote into the metadata.
+            sae: An inference SAE, a training SAE, of which the inference form is taken, or a
+                MatryoshkaSAE, to give it other widths.
+            widths: Nested widths. None: the MatryoshkaSAE's own, or those that training wrote into the
+                metadata.
 
         Raises:
+            TypeError: `sae` is not an SAE.
             ValueError: The metadata names no widths and none are given.
         """
+        if isinstance(sae, MatryoshkaSAE):
+            return cls(sae.sae, sae.widths if widths is None else widths)
         if isinstance(sae, TrainingSAE):
             sae = inference_form(sae)
-        widths = widths or named_widths(sae.cfg.metadata)
+        if not isinstance(sae, SAE):
+            raise TypeError(
+                f"from_sae takes an SAE, not a {type(sae).__name__}. For a saved one, use "
+                "MatryoshkaSAE.load_from_disk(folder) or .from_pretrained(repo_id, sae_id)."
+            )
+        if widths is None:
+            widths = named_widths(sae.cfg.metadata)
         if widths is None:
             raise ValueError(
                 f"This {sae.cfg.architecture()} SAE's metadata holds no matryoshka_widths, so its "
@@ -79,8 +126,8 @@ class MatryoshkaSAE:
     def load_from_disk(
         cls,
         path: str | Path,
-        device: str = "cpu",
-        dtype: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
         widths: Sequence[int] | None = None,
     ) -> "MatryoshkaSAE":
         """
@@ -98,27 +145,36 @@ class MatryoshkaSAE:
         """
         from sae_lens_matryoshka.hub.folder import open_folder
 
-        return cls.from_sae(open_folder(Path(path), dtype, device), widths)
+        folder = Path(path).expanduser()
+        return cls.from_sae(open_folder(folder, _dtype_name(dtype), str(device)), widths)
 
-    def save(self, path: str | Path) -> None:
-        """Write the stock SAE with its levels in the metadata, for `SAE.load_from_disk`."""
+    def save(self, path: str | Path) -> tuple[Path, Path]:
+        """
+        Write the SAE with its levels in the metadata, for `SAE.load_from_disk`.
+
+        Returns:
+            The files of the weights and of the configuration.
+        """
         sae = copy_of(self.sae)
         write_widths(sae.cfg.metadata, self.widths)
-        path = Path(path)
+        path = Path(path).expanduser()
         # how often the latents of another SAE fired
         outdated = [] if holds_weights_of(path, sae) else [SPARSITY_FILENAME]
         with whole_files(path, announced_by=SAE_CFG_FILENAME, outdated=outdated) as staging:
             sae.save_model(staging)
+        return path / SAE_WEIGHTS_FILENAME, path / SAE_CFG_FILENAME
+
+    save_model = save_inference_model = save  # SAELens's names
 
     @classmethod
     def from_pretrained(
         cls,
-        repo_id: str,
+        repo_id: str | Path,
         sae_id: str | None = None,
         revision: str | None = None,
         force_download: bool = False,
-        device: str = "cpu",
-        dtype: str = "float32",
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float32",
         widths: Sequence[int] | None = None,
     ) -> "MatryoshkaSAE":
         """
@@ -141,11 +197,35 @@ class MatryoshkaSAE:
         from sae_lens_matryoshka.hub.load import load_published
 
         sae, published_widths = load_published(
-            repo_id, sae_id, revision, force_download, device, dtype
+            os.path.expanduser(repo_id),
+            sae_id,
+            revision,
+            force_download,
+            str(device),
+            _dtype_name(dtype) or "float32",
         )
-        return cls.from_sae(sae, widths or named_widths(sae.cfg.metadata) or published_widths)
+        if widths is None:
+            widths = named_widths(sae.cfg.metadata) or published_widths
+        return cls.from_sae(sae, widths)
 
     # ---- levels
+
+    def __len__(self) -> int:
+        return len(self.widths)
+
+    @overload
+    def __getitem__(self, index: int) -> SAE[Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[SAE[Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> SAE[Any] | list[SAE[Any]]:
+        if isinstance(index, slice):
+            return [self.truncate(width) for width in self.widths[index]]
+        return self.level(index)
+
+    def __iter__(self) -> Iterator[SAE[Any]]:
+        return map(self.truncate, self.widths)
 
     def level(self, index: int) -> SAE[Any]:
         """
@@ -156,12 +236,14 @@ class MatryoshkaSAE:
 
         Raises:
             IndexError: There is no such level.
+            TypeError: The index is not a whole number.
             ValueError: A topk SAE; see `truncate`.
         """
+        index = _whole_number("level", index)
         if not -len(self.widths) <= index < len(self.widths):
             raise IndexError(
                 f"level {index} does not exist: the {len(self.widths)} levels are 0 to "
-                f"{len(self.widths) - 1}, of widths {self.widths}."
+                f"{len(self.widths) - 1}, of widths {self.widths}. For a width use .truncate(width)."
             )
         return self.truncate(self.widths[index])
 
@@ -178,13 +260,15 @@ class MatryoshkaSAE:
 
         Returns:
             A new SAE of the same architecture that shares no memory with this one. The thresholds
-            were set for the whole dictionary, so its L0 is the level's own.
+            were set for the whole dictionary, so its L0 is the level's own. Its metadata records
+            where it comes from, as `level_origin.LevelOrigin` describes.
 
         Raises:
+            TypeError: The width is not a whole number.
             ValueError: The width is not between 1 and d_sae, or this is a topk SAE, which would
                 choose its k anew inside the prefix.
         """
-        cfg = self.sae.cfg
+        cfg, width = self.sae.cfg, _whole_number("width", width)
         if not 1 <= width <= cfg.d_sae:
             raise ValueError(
                 f"width={width} must be between 1 and d_sae ({cfg.d_sae}); the levels are "
@@ -194,16 +278,15 @@ class MatryoshkaSAE:
         cut = copy.deepcopy(cfg)
         cut.d_sae = width
         write_widths(cut.metadata, [w for w in self.widths if w < width] + [width])
-        if width < cfg.d_sae:  # what training counted was the whole dictionary's
-            cut.metadata.l0 = cut.metadata.num_dead_features = None
-            level_results.forget(cut.metadata)
         state_dict = {
             name: tensor.narrow(LATENT_DIM[name], 0, width).clone()
             if name in LATENT_DIM
             else tensor.clone()
             for name, tensor in self.sae.state_dict().items()
         }
-        return build(type(self.sae), cut, state_dict)
+        level = build(type(self.sae), cut, state_dict)
+        record_origin(level, self.sae, self.widths)
+        return level
 
     @torch.no_grad()
     def reconstructions(self, x: torch.Tensor) -> torch.Tensor:
@@ -241,61 +324,32 @@ class MatryoshkaSAE:
             if code is not None:
                 return code
         acts = sae.encode(x)
-        self._engine.observe((acts > 0).float().mean().item())
+        if acts.numel() > 0:
+            self._engine.observe((acts > 0).float().mean().item())
         return engine.DenseCode(acts, acts, None)
 
     def _require_levels_stand_alone(self) -> None:
         if isinstance(self.sae, TopKSAE):
             raise ValueError(
-                "The levels of a topk SAE do not stand alone: a cut one would choose its k latents "
-                "anew inside the prefix. Give it a threshold first: "
+                "The levels of a topk SAE do not stand alone: a truncated one would choose its k "
+                "latents anew inside the prefix. Take all latents, which are .sae, or give it a threshold first: "
                 "calibrate_threshold(sae, activations, target_l0, as_jumprelu=True)."
             )
 
 
-def inference_form(sae: TrainingSAE[Any]) -> SAE[Any]:
-    """The stock SAE that `save_inference_model` would write, in memory; shares nothing with `sae`."""
-    state_dict = sae.state_dict()
-    sae.process_state_dict_for_saving_inference(state_dict)
-    cfg = sae.cfg.get_inference_sae_cfg_dict()
-    cfg["metadata"] = copy.deepcopy(cfg["metadata"])
-    cfg_class = sae.cfg.get_inference_config_class()
-    inference_cfg = cfg_class.from_dict(cfg)
-    sae_class = SAE.get_sae_class_for_architecture(inference_cfg.architecture())
-    copies = {name: tensor.detach().clone() for name, tensor in state_dict.items()}
-    return build(sae_class, inference_cfg, copies)
+def _rebuilt(
+    sae_class: type[SAE[Any]], cfg: Any, state_dict: dict[str, torch.Tensor], widths: Sequence[int]
+) -> MatryoshkaSAE:
+    """What a pickled MatryoshkaSAE is read as."""
+    return MatryoshkaSAE(build(sae_class, cfg, state_dict), widths)
 
 
-def copy_of(sae: S) -> S:
-    """A copy that shares nothing with `sae`, unlike copy.deepcopy, whose normalization does."""
-    copies = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
-    return build(type(sae), copy.deepcopy(sae.cfg), copies)
+def _whole_number(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r} must be a whole number.") from None
 
 
-def build(sae_class: type[S], cfg: Any, state_dict: dict[str, torch.Tensor]) -> S:
-    """An SAE of a stock class from its configuration and weights."""
-    sae = sae_class(cfg)
-    sae.load_state_dict(state_dict)
-    return sae
-
-
-def has_unit_norms(sae: SAE[Any], tolerance: float = UNIT_TOLERANCE) -> bool:
-    """Whether decoder rows have norm 1, or 0 where a latent does nothing."""
-    norms = sae.W_dec.flatten(1).float().norm(dim=-1)  # (d_sae,)
-    return bool((((norms - 1).abs() <= tolerance) | (norms == 0)).all())
-
-
-def not_finite(sae: SAE[Any]) -> list[str]:
-    """The names of the weights that hold NaN or infinite numbers."""
-    return [name for name, tensor in sae.state_dict().items() if not tensor.isfinite().all()]
-
-
-def named_widths(metadata: SAEMetadata | dict[str, Any]) -> Sequence[int] | None:
-    """The levels that an SAE's metadata names, None for a flat one."""
-    return (metadata.get("training_architecture_details") or {}).get("matryoshka_widths") or None
-
-
-def write_widths(metadata: SAEMetadata, widths: Sequence[int]) -> None:
-    """Name the levels where SAELens's own Matryoshka SAEs name them."""
-    details = dict(metadata.training_architecture_details or {})
-    metadata.training_architecture_details = {**details, "matryoshka_widths": list(widths)}
+def _dtype_name(dtype: str | torch.dtype | None) -> str | None:
+    return dtype_to_str(dtype) if isinstance(dtype, torch.dtype) else dtype

@@ -3,22 +3,74 @@
 import logging
 from abc import ABC
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from sae_lens.saes.sae import SAE
 from typing_extensions import override
 
 from sae_lens_matryoshka import engine
 from sae_lens_matryoshka.engine import selection
 from sae_lens_matryoshka.latent_order import sort_weights
 from sae_lens_matryoshka.nested_sae import NestedSAE
-from sae_lens_matryoshka.threshold import UnreachableL0Error, cut_for_count, thresholds_for_l0
+from sae_lens_matryoshka.sae import MatryoshkaSAE
+from sae_lens_matryoshka.threshold import (
+    COUNTED_THRESHOLD,
+    UnreachableL0Error,
+    cut_for_count,
+    thresholds_for_l0,
+)
 
 logger = logging.getLogger(__name__)
 
 
 class SavedAsStockSAE(NestedSAE, ABC):
     """A NestedSAE whose inference form is one of SAELens's own architectures, or a RefinedSAE."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the nested levels, the last one d_sae."""
+        return tuple(self.cfg.widths)
+
+    def level(self, index: int) -> SAE[Any]:
+        """
+        An inference SAE of the latents up to a level, as this SAE would be saved now.
+
+        For several levels make one MatryoshkaSAE.from_sae(sae): the thresholds are counted once.
+
+        Args:
+            index: Level, 0 the innermost; negative counts from the outermost.
+
+        Raises:
+            IndexError: There is no such level.
+            ValueError: A topk SAE, whose levels do not stand alone.
+        """
+        return MatryoshkaSAE.from_sae(self).level(index)
+
+    @override
+    @torch.no_grad()
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        """
+        Save what training needs to go on; `save_inference_model` saves what everyone can load.
+
+        Where this package is imported, SAE.load_from_disk opens the folder as the inference SAE.
+        """
+        metadata = self.cfg.metadata
+        if self.cfg.activation == "batchtopk" and len(self.recent_activations) > 0:
+            metadata[COUNTED_THRESHOLD] = self._top_k_thresholds()["threshold"]
+        try:
+            return super().save_model(Path(path).expanduser())
+        finally:
+            vars(metadata).pop(COUNTED_THRESHOLD, None)
+
+    @override
+    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
+        return super().save_inference_model(Path(path).expanduser())
+
+    @override
+    def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
+        super().load_weights_from_checkpoint(Path(checkpoint_path).expanduser())
 
     @override
     @torch.no_grad()
@@ -48,6 +100,8 @@ class SavedAsStockSAE(NestedSAE, ABC):
             # thresholds are in units of hidden_pre * |W_dec|, and W_dec was just divided
             if self.cfg.activation == "batchtopk":
                 self.topk_threshold /= scaling_factor
+                if self.counted_threshold is not None:
+                    self.counted_threshold /= scaling_factor
             if self.cfg.is_saved_refined:
                 self.start_topk_threshold /= scaling_factor
             if self.cfg.activation == "jumprelu":
@@ -107,6 +161,8 @@ class SavedAsStockSAE(NestedSAE, ABC):
         """By name, what k latents per token exceed on the last training activations."""
         tokens, is_refined = len(self.recent_activations), self.cfg.is_saved_refined
         if tokens == 0:  # as after loading a checkpoint
+            if self.counted_threshold is not None and not is_refined:
+                return {"threshold": self.counted_threshold}
             if self.cfg.k_start is not None:
                 logger.warning(
                     "The threshold is that of the last training steps, since the activations that it is set by "

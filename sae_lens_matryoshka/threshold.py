@@ -19,6 +19,10 @@ N_CALIBRATION_TOKENS = 32_768
 NEWEST_SHARE = 0.1
 
 
+COUNTED_THRESHOLD = "matryoshka_counted_threshold"
+"""The key, in the metadata of a saved training SAE, of the threshold that it would have for inference."""
+
+
 class RecentActivations:
     """The last activations that an SAE was trained on, kept to calibrate its threshold at save."""
 

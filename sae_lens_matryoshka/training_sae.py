@@ -1,23 +1,33 @@
 """The Matryoshka SAE that SAELens's trainers drive: the objective of one training step."""
 
+import dataclasses
 from typing import cast
 
 import torch
 from sae_lens.saes.jumprelu_sae import Step
-from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput, mse_loss
 from typing_extensions import override
 
 from sae_lens_matryoshka import engine, latent_order, objective, resampling
 from sae_lens_matryoshka.after_step import call_after_steps, trainer_of
-from sae_lens_matryoshka.auxiliary_loss import auxiliary_loss
+from sae_lens_matryoshka.auxiliary_loss import (
+    HiddenPre,
+    as_encoded,
+    auxiliary_loss,
+    encoded_again,
+)
 from sae_lens_matryoshka.config_rules import check_lengths
 from sae_lens_matryoshka.engine.compiling import not_compiled
 from sae_lens_matryoshka.level_metrics import Metrics, level_metrics
+from sae_lens_matryoshka.overrides import is_hooked, is_overridden, overridable
 from sae_lens_matryoshka.stock_form import SavedAsStockSAE
 from sae_lens_matryoshka.threshold import follow_cut
 
 # Share by which the L1 weight moves per step towards target_l0 (the authors' code).
 L1_CONTROLLER_RATE = 3e-4
+
+# Where SAELens's normalizations keep what they know of a batch's rows until it is decoded.
+ROW_STATISTICS = ("ln_mu", "ln_std", "x_norm_coeff")
 
 
 class MatryoshkaTrainingSAE(SavedAsStockSAE):
@@ -27,6 +37,10 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
 
     Saved for inference as a stock SAELens SAE: "jumprelu" for activation="batchtopk" and "jumprelu",
     "topk" for "topk", "standard" for "relu". Refined to the end, as a RefinedSAE of this package.
+
+    Training uses what subclasses override (encode_with_hidden_pre, process_sae_in, decode,
+    calculate_aux_loss, get_activation_fn), a replaced mse_loss_fn and hooks as SAELens does. All of
+    these but mse_loss_fn and hook_sae_recons need the dense path.
 
     Args:
         cfg: The configuration; checked again, since SAELens's runners may have changed it.
@@ -75,8 +89,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         self.k_now = objective.annealed_k(step, cfg.k, cfg.k_start, cfg.k_anneal_steps)
         if cfg.refine_until is not None:
             self.refines_now = step < cfg.refine_until
-        encoder = self.encoder(x)
-        codes = self.encode_to_codes(encoder, dense=self._is_observed(x))
+        codes, dead_hidden_pre = self._encode_batch(x)
         code = codes[-1]
         feature_acts, hidden_pre = code.tensors()
 
@@ -85,19 +98,15 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         reported = cfg.widths if step_input.is_logging_step else []
         widths = sorted({*prefixes, *reported})
         order = self.latent_order()
-        recons = code.nested_decode(  # (widths, batch, d_in)
-            self.W_dec, self.b_dec, widths, order, cfg.detach_inner_levels
-        )
-        # one call for all levels: it forgets the rows' statistics afterwards
-        recons = self.run_time_activation_norm_fn_out(self.hook_sae_recons(recons))
+        recons = self._reconstructions(code, widths, order)  # (widths, batch, d_in)
         nested = _select(recons, widths, prefixes)
 
-        squared_errors = objective.token_squared_errors(x, nested)  # (prefixes, batch)
+        squared_errors = self._squared_errors(x, nested)  # (prefixes, batch)
         errors = objective.nested_error(
             squared_errors, cfg.tilt, self._is_snapped(step)
         )  # (prefixes,)
         losses = self._sparsity_loss(step_input, code, prefixes, weights, order)
-        losses |= self._aux_loss(step_input, nested, encoder, order)
+        losses |= self._aux_loss(step_input, code, nested, dead_hidden_pre)
         loss = (errors * errors.new_tensor(weights)).sum() + sum(losses.values())
         _require_finite(loss, step_input)
         self._follow(step_input, codes)
@@ -116,6 +125,48 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
             losses={**self._named_errors(squared_errors, prefixes), **losses},
             metrics=metrics,
         )
+
+    def _encode_batch(self, x: torch.Tensor) -> tuple[list[engine.Code], HiddenPre]:
+        """Codes of each of the encoder's passes, and what the auxiliary loss needs of dead latents."""
+        if is_overridden(self, "encode_with_hidden_pre"):
+            norm = self.acts_norm()
+            code = engine.DenseCode(*self.encode_with_hidden_pre(x), norm)
+            return [code], as_encoded(code.hidden_pre, norm)
+        encoder = self.encoder(x)
+        if not self._needs_dense(x):
+            return self.encode_to_codes(encoder), encoded_again(encoder)
+        # what others compute from the activations may have gradients to the norms
+        encoder = dataclasses.replace(encoder, norm=self.acts_norm())
+        codes = self.encode_to_codes(encoder, dense=True)
+        return codes, as_encoded(codes[0].tensors()[1], encoder.norm)
+
+    def _reconstructions(
+        self, code: engine.Code, widths: list[int], order: torch.Tensor | None
+    ) -> torch.Tensor:
+        """
+        Reconstructions at nested widths, (widths, batch, d_in).
+
+        As in SAELens, `decode` and `hook_sae_recons` are those of the whole SAE only.
+        """
+        recons = code.nested_decode(
+            self.W_dec, self.b_dec, widths, order, self.cfg.detach_inner_levels
+        )
+        if not is_overridden(self, "decode"):
+            if is_hooked(self.hook_sae_recons):
+                recons = torch.cat([recons[:-1], self.hook_sae_recons(recons[-1])[None]])
+            # one call for all levels: it forgets the rows' statistics afterwards
+            return self.run_time_activation_norm_fn_out(recons)
+        statistics = {name: getattr(self, name) for name in ROW_STATISTICS if hasattr(self, name)}
+        inner = self.run_time_activation_norm_fn_out(recons[:-1])
+        for name, value in statistics.items():
+            setattr(self, name, value)
+        return torch.cat([inner, self.decode(code.tensors()[0])[None]])
+
+    def _squared_errors(self, x: torch.Tensor, nested: torch.Tensor) -> torch.Tensor:
+        """Error of each token at each level, (levels, batch), by SAELens's `mse_loss_fn` if replaced."""
+        if self.mse_loss_fn is mse_loss:
+            return objective.token_squared_errors(x, nested)
+        return torch.stack([self.mse_loss_fn(recons, x).sum(dim=-1) for recons in nested])
 
     def _is_snapped(self, step: int) -> bool:
         return self.cfg.snap_after_steps is not None and step >= self.cfg.snap_after_steps
@@ -205,6 +256,7 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
     # ---- losses and metrics
 
     @override
+    @overridable
     def calculate_aux_loss(
         self,
         step_input: TrainStepInput,
@@ -213,30 +265,53 @@ class MatryoshkaTrainingSAE(SavedAsStockSAE):
         sae_out: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """
-        What the dead latents leave unexplained of the residual, as SAELens's TopK SAEs.
+        What the dead latents leave unexplained of the residual, as in SAELens's TopK SAEs.
 
         Args:
             step_input: The batch, (batch, d_in), and the trainer's mask of dead latents.
-            feature_acts: Not needed.
-            hidden_pre: Not needed: only the dead latents are encoded again.
-            sae_out: Every level's reconstruction, (levels, batch, d_in), or, for the global loss, the
-                outermost level's alone, (batch, d_in).
+            feature_acts: Activations as encode_with_hidden_pre gives them, (batch, d_sae).
+            hidden_pre: Pre-activations as encode_with_hidden_pre gives them, (batch, d_sae).
+            sae_out: The whole SAE's reconstruction, (batch, d_in).
         """
-        encoder = self.encoder(step_input.sae_in)
-        return self._aux_loss(step_input, sae_out, encoder, self.latent_order())
+        norm, recons = self.acts_norm(), sae_out[None]
+        if self.cfg.aux_loss == "per_level":
+            code = engine.DenseCode(feature_acts, hidden_pre, norm)
+            self.run_time_activation_norm_fn_in(step_input.sae_in)  # the rows' statistics
+            recons = self.run_time_activation_norm_fn_out(
+                code.nested_decode(self.W_dec, self.b_dec, self.cfg.widths, self.latent_order())
+            )
+        return self._dead_latent_loss(step_input, recons, as_encoded(hidden_pre, norm))
 
     def _aux_loss(
         self,
         step_input: TrainStepInput,
-        sae_out: torch.Tensor,
-        encoder: engine.Encoder,
-        order: torch.Tensor | None,
+        code: engine.Code,
+        nested: torch.Tensor,
+        hidden_pre: HiddenPre,
     ) -> dict[str, torch.Tensor]:
+        if not is_overridden(self, "calculate_aux_loss"):
+            return self._dead_latent_loss(step_input, nested, hidden_pre)
+        losses = self.calculate_aux_loss(step_input, *code.tensors(), sae_out=nested[-1])
+        if isinstance(losses, dict):
+            return losses
+        return {"auxiliary_reconstruction_loss": losses}  # SAELens takes a tensor as well
+
+    def _dead_latent_loss(
+        self, step_input: TrainStepInput, recons: torch.Tensor, hidden_pre: HiddenPre
+    ) -> dict[str, torch.Tensor]:
+        """The auxiliary loss of reconstructions, (levels, batch, d_in); the last one if it is global."""
         if self.cfg.aux_loss == "none":
             return {}
-        recons = sae_out if sae_out.dim() == 3 else sae_out[None]
-        snapped = self._is_snapped(step_input.n_training_steps)
-        loss = auxiliary_loss(self.cfg, step_input, recons, encoder, self.W_dec, order, snapped)
+        loss = auxiliary_loss(
+            self.cfg,
+            step_input,
+            recons,
+            hidden_pre,
+            self.get_W_dec_norm() if self.cfg.rescale_acts_by_decoder_norm else None,
+            self.W_dec,
+            self.latent_order(),
+            self._is_snapped(step_input.n_training_steps),
+        )
         return {"auxiliary_reconstruction_loss": loss}
 
     def _sparsity_loss(

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from sae_lens import (
@@ -16,7 +17,13 @@ from sae_lens import (
 from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
-from sae_lens_matryoshka import MatryoshkaSAE, calibrate_threshold, calibration
+from sae_lens_matryoshka import (
+    MatryoshkaSAE,
+    MatryoshkaTrainingSAE,
+    MatryoshkaTrainingSAEConfig,
+    calibrate_threshold,
+    calibration,
+)
 
 D_IN, D_SAE, N = 10, 50, 400
 
@@ -101,6 +108,63 @@ class TestJumpReLU:
         with pytest.raises(ValueError, match="at least one token and only finite"):
             calibrate_threshold(jumprelu(), bad, 4)
 
+    @pytest.mark.parametrize(
+        "given",
+        [
+            activations().numpy(),
+            activations().numpy().astype("float64"),
+            activations().tolist(),
+            list(activations().numpy()),
+            [
+                activations()[:100],
+                activations()[100:200],
+                activations()[200:300],
+                activations()[300:],
+            ],
+            activations().double(),
+            activations().requires_grad_(),
+        ],
+    )
+    def test_what_holds_activations(self, given):
+        calibrated = calibrate_threshold(jumprelu(), given, 4)
+        assert l0(calibrated, activations()) == 4
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            "text",
+            None,
+            [activations(), None],
+            [[1.0], [1.0, 2.0]],
+            activations() * 1j,
+            activations() > 0,
+        ],
+    )
+    def test_what_holds_none(self, bad):
+        with pytest.raises(TypeError, match="activations of"):
+            calibrate_threshold(jumprelu(), bad, 4)
+
+    @pytest.mark.parametrize("shape", [(), (7,), (D_IN, 3), (5, D_IN + 1), (5, 2, D_IN // 2)])
+    def test_activations_of_another_size(self, shape):
+        with pytest.raises(ValueError, match=f"activations of shape.*d_in={D_IN}"):
+            calibrate_threshold(jumprelu(), torch.ones(shape), 4)
+
+    @pytest.mark.parametrize("target", [4, np.float32(4), np.int64(4), torch.tensor(4)])
+    def test_targets_of_other_types(self, target, tmp_path):
+        calibrated = calibrate_threshold(jumprelu(), activations(), target)
+        assert l0(calibrated, activations()) == 4
+        calibrated.save_model(tmp_path)  # as JSON
+
+    @pytest.mark.parametrize("target", [np.nan, np.inf, -np.inf, torch.tensor(torch.nan)])
+    def test_targets_that_are_not_finite(self, target):
+        with pytest.raises(ValueError, match="target_l0=.*finite number"):
+            calibrate_threshold(jumprelu(), activations(), target)
+
+    @pytest.mark.parametrize("target", ["4", True, None, [4]])
+    def test_targets_that_are_no_numbers(self, target):
+        with pytest.raises(TypeError, match="target_l0=.*must be a number"):
+            calibrate_threshold(jumprelu(), activations(), target)
+
     def test_metadata_says_the_new_l0(self):
         sae = jumprelu(metadata=SAEMetadata(l0=9.0, num_dead_features=3))
         metadata = calibrate_threshold(sae, activations(), 4).cfg.metadata
@@ -152,6 +216,12 @@ class TestTopK:
         sae = TopKSAE(TopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4))
         with pytest.raises(ValueError, match="as_jumprelu=True"):
             calibrate_threshold(sae, activations(), 4)
+
+
+def test_an_sae_in_training():
+    cfg = MatryoshkaTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4)
+    with pytest.raises(ValueError, match=r"in training.*MatryoshkaSAE\.from_sae"):
+        calibrate_threshold(MatryoshkaTrainingSAE(cfg), activations(), 4)
 
 
 def test_options_and_architectures_that_do_not_apply():

@@ -273,11 +273,15 @@ def test_one_from_the_middle_of_annealing_opens_with_the_threshold_of_k(tmp_path
         assert again.widths == tuple(runner.sae.cfg.widths)
 
 
-def test_one_without_its_activations_warns_of_annealing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_one_without_its_activations(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     folder = stopped(make_runner(tmp_path, k_start=12, k_anneal_steps=24), step=8)
+    threshold = open_folder(folder).threshold
     (folder / "matryoshka_state.pt").unlink()
+    torch.testing.assert_close(open_folder(folder).threshold, threshold)
+    assert "still being annealed" not in caplog.text
+    cfg = json.loads((folder / "cfg.json").read_text())
+    del cfg["metadata"]["matryoshka_counted_threshold"]  # as earlier versions saved it
+    (folder / "cfg.json").write_text(json.dumps(cfg))
     open_folder(folder)
     assert "k_start=12 was still being annealed" in caplog.text
 
