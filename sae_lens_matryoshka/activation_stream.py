@@ -107,6 +107,7 @@ class ResumableStore(ActivationsStore):
     finite_rows: FiniteRows
     n_sequences_drawn: int  # token sequences, in the present pass over the dataset
     tokens_hash: int  # of those sequences
+    n_finished_passes: int  # over the dataset or the cached activations
     _served: deque[torch.Tensor]  # the last batches, of which a prefetcher may still hold some
 
     @classmethod
@@ -139,6 +140,7 @@ class ResumableStore(ActivationsStore):
         store._served = deque(maxlen=n_prefetched + 2)
         store.finite_rows = FiniteRows(max_nonfinite_fraction, store.train_batch_size_tokens)
         store.n_sequences_drawn = store.tokens_hash = 0
+        store.n_finished_passes = 0
         store.current_row_idx = 0  # which SAELens sets for cached activations only
         store.iterable_sequences = store._iterate_tokenized_sequences()
         return store
@@ -151,6 +153,18 @@ class ResumableStore(ActivationsStore):
             self.n_sequences_drawn += 1
             self.tokens_hash = zlib.crc32(sequence.cpu().numpy().tobytes(), self.tokens_hash)
             yield sequence
+        self.n_finished_passes += 1
+
+    @override
+    def get_raw_llm_batch(
+        self, raise_on_epoch_end: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        try:
+            return super().get_raw_llm_batch(raise_on_epoch_end)
+        except StopIteration:
+            if self.cached_activation_dataset is not None:
+                self.n_finished_passes += 1
+            raise
 
     @override
     def get_filtered_llm_batch(self, raise_on_epoch_end: bool = False) -> torch.Tensor:
@@ -170,6 +184,7 @@ class ResumableStore(ActivationsStore):
             "n_dataset_processed": self.n_dataset_processed,
             "current_row_idx": self.current_row_idx,  # cached activations only
             "tokens_hash": self.tokens_hash,
+            "n_finished_passes": self.n_finished_passes,
         }
 
     @override
@@ -229,6 +244,7 @@ class ResumableStore(ActivationsStore):
                 "on behind them."
             )
         self.n_dataset_processed = state["n_dataset_processed"]
+        self.n_finished_passes = state.get("n_finished_passes", 0)  # absent in older checkpoints
         self.finite_rows.n_seen = state.get("n_rows_seen", 0)
         self.finite_rows.n_skipped = state.get("n_rows_skipped", 0)
         loaded = {
@@ -251,6 +267,7 @@ class ResumableStore(ActivationsStore):
                 f"{checkpoint_path} is a checkpoint of SAELens, which does not save the position in "
                 "cached activations: training reads them from the start again."
             )
+            self.n_finished_passes = 1
             return
         if not self.is_dataset_tokenized:
             # part of this row may have been trained on

@@ -26,6 +26,7 @@ L0_IS_CALIBRATED = "l0_is_calibrated"
 
 L0 = "L0"
 FVU = "FVU ↓"
+DEAD = "dead latents"
 
 
 class Measurement(TypedDict):

@@ -43,6 +43,7 @@ from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.config_rules import check_lengths, check_schedule
 from sae_lens_matryoshka.fast_adam import speed_up_adam
 from sae_lens_matryoshka.finite_rows import MAX_NONFINITE_FRACTION
+from sae_lens_matryoshka.held_out import record_held_out
 from sae_lens_matryoshka.interruptible_trainer import InterruptibleTrainer
 from sae_lens_matryoshka.interruption import Interruption, TrainingFailed, TrainingInterrupted
 from sae_lens_matryoshka.resume_check import check_run_is_kept
@@ -218,6 +219,10 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
                 self._resume_data(Path(self.cfg.resume_from_checkpoint))
             with self._failure_reported_after_the_end():
                 super().run()
+            if self._result_is_saved and self.output_path is not None:
+                record_held_out(
+                    self.output_path, self._store, self.cfg.training_tokens, self.cfg.device
+                )
             self._say_where_results_are()
         return self.sae
 

@@ -22,7 +22,15 @@ from sae_lens_matryoshka.demo.snippets import (
     top_snippets,
 )
 from sae_lens_matryoshka.demo.text import NOT_SHOWN, shuffled, texts
-from sae_lens_matryoshka.level_results import FVU, L0, NOTES, Measurement, measurement, record
+from sae_lens_matryoshka.level_results import (
+    DEAD,
+    FVU,
+    L0,
+    NOTES,
+    Measurement,
+    measurement,
+    record,
+)
 from sae_lens_matryoshka.recipes import Recipe
 from sae_lens_matryoshka.runner import (
     LanguageModelSAERunnerConfig,
@@ -82,14 +90,14 @@ class LevelResult:
         l0: Active latents per token.
         fvu: Share of the activations' variance that is left unexplained.
         ce_recovered: Share of the cross-entropy recovered that ablating the hook costs.
-        silent: Latents that never fired on the shown text.
+        dead: Latents that never fired on the shown text.
     """
 
     width: int
     l0: float
     fvu: float
     ce_recovered: float
-    silent: int
+    dead: int
 
 
 def run(output: Path = Path("quickstart"), small: bool = False) -> list[LevelResult]:
@@ -119,7 +127,7 @@ def run(output: Path = Path("quickstart"), small: bool = False) -> list[LevelRes
         evaluate(model, matryoshka, level, heldout, size, activity)
         for level in range(len(matryoshka.widths))
     ]
-    _record(matryoshka, results, size)
+    _record(matryoshka, results, size, n_shown=int(activity.counted.sum()))
     matryoshka.save(output / "sae")
     _show_levels(console, results)
     _show_latents(console, activity, matryoshka.widths, model.tokenizer)
@@ -223,7 +231,7 @@ def evaluate(
         l0=metrics["sparsity"]["l0"],
         fvu=1 - metrics["reconstruction_quality"]["explained_variance"],
         ce_recovered=metrics["model_performance_preservation"]["ce_loss_score"],
-        silent=int((activity.frequency[:width] == 0).sum()),
+        dead=int((activity.frequency[:width] == 0).sum()),
     )
 
 
@@ -239,7 +247,9 @@ def _token_rows(
     return _store(model, sae, heldout).get_batch_tokens(n_rows)
 
 
-def _record(matryoshka: MatryoshkaSAE, results: Sequence[LevelResult], size: Size) -> None:
+def _record(
+    matryoshka: MatryoshkaSAE, results: Sequence[LevelResult], size: Size, n_shown: int
+) -> None:
     """Keep the results in the SAE's metadata, where a model card finds them."""
     measured: dict[int, dict[str, Measurement]] = {}
     for result in results:
@@ -247,18 +257,19 @@ def _record(matryoshka: MatryoshkaSAE, results: Sequence[LevelResult], size: Siz
             L0: result.l0,
             FVU: result.fvu,
             "cross-entropy recovered ↑": result.ce_recovered,
-            "silent latents": result.silent,
+            DEAD: result.dead,
         }
         measured[result.width] = {label: measurement([value]) for label, value in values.items()}
     record(matryoshka.sae, measured)
     matryoshka.sae.cfg.metadata[NOTES] = [
-        f"Measured on {size.evaluated_prompts} held-out sequences of {CONTEXT_SIZE} tokens; silent latents "
-        f"fired on none of {size.shown_prompts}"
+        f"Measured on {size.evaluated_prompts} held-out sequences of {CONTEXT_SIZE} tokens; L0 and FVU leave "
+        "out special tokens (BOS, EOS, padding)",
+        f"Dead latents fired on none of {n_shown:,} held-out tokens",
     ]
 
 
 def _show_levels(console: Console, results: Sequence[LevelResult]) -> None:
-    header = ("level", "width", L0, FVU, "cross-entropy recovered ↑", "silent latents")
+    header = ("level", "width", L0, FVU, "cross-entropy recovered ↑", "dead latents")
     rows = [
         (
             str(level),
@@ -266,7 +277,7 @@ def _show_levels(console: Console, results: Sequence[LevelResult]) -> None:
             f"{result.l0:.1f}",
             f"{result.fvu:.3f}",
             f"{result.ce_recovered:.1%}",
-            f"{result.silent} ({result.silent / result.width:.1%})",
+            f"{result.dead} ({result.dead / result.width:.1%})",
         )
         for level, result in enumerate(results)
     ]

@@ -97,8 +97,8 @@ def convert(
     _fill_in(sae.cfg.metadata, name, context_size=context_size, dataset_path=dataset_path)
     _require_finite(sae, name)
     _fold_decoder_norms(sae, name)
-    outdated = (RUNNER_CFG_FILENAME, SPARSITY_FILENAME)
-    with whole_files(out, announced_by=SAE_CFG_FILENAME, outdated=outdated) as staging:
+    _require_empty(out)  # it may have taken minutes
+    with whole_files(out, announced_by=SAE_CFG_FILENAME) as staging:
         matryoshka.save(staging)
         if (folder / RUNNER_CFG_FILENAME).is_file():
             shutil.copyfile(folder / RUNNER_CFG_FILENAME, staging / RUNNER_CFG_FILENAME)

@@ -13,6 +13,7 @@ from sae_lens.constants import (
     SAE_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
     SPARSITY_FILENAME,
+    TRAINER_STATE_FILENAME,
 )
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
@@ -23,6 +24,9 @@ from sae_lens_matryoshka.checkpoint import STATE_FILENAME, restore_memory
 from sae_lens_matryoshka.latent_order import order_of
 from sae_lens_matryoshka.sae import inference_form
 from sae_lens_matryoshka.sae_folder import require_sae
+
+TRAINED_TOKENS = "trained_tokens"
+"""The key in the metadata of a checkpoint's SAE; the runner_cfg.json beside it has the planned number."""
 
 _ONLY_IN_TRAINING = "decoder_init_norm"  # a field of every training configuration of SAELens
 
@@ -49,6 +53,11 @@ def open_folder(folder: Path, dtype: str | None = None, device: str = "cpu") -> 
         state = torch.load(folder / STATE_FILENAME, map_location="cpu", weights_only=True)
         restore_memory(sae, state)
     _fold_statistics(sae, folder / ACTIVATION_SCALER_CFG_FILENAME)
+    if (folder / TRAINER_STATE_FILENAME).is_file():
+        state = torch.load(
+            folder / TRAINER_STATE_FILENAME, map_location="cpu", mmap=True, weights_only=True
+        )
+        sae.cfg.metadata[TRAINED_TOKENS] = state["n_training_samples"]
     return inference_form(sae).to(device)
 
 

@@ -10,11 +10,14 @@ from typing import Any
 from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
 from sae_lens_matryoshka import level_results
-from sae_lens_matryoshka.hub.card import CARD, CardEntry, build_card
+from sae_lens_matryoshka.hub.card import CARD, build_card
+from sae_lens_matryoshka.hub.card_entry import CardEntry
 from sae_lens_matryoshka.hub.download import FILES
+from sae_lens_matryoshka.hub.dry_run import FolderRepo
+from sae_lens_matryoshka.hub.folder import TRAINED_TOKENS
+from sae_lens_matryoshka.hub.level_plot import MARK, PLOT, level_plot
 from sae_lens_matryoshka.hub.repo import (
     MAIN,
-    FolderRepo,
     HubRepo,
     PublishError,
     Repo,
@@ -23,7 +26,7 @@ from sae_lens_matryoshka.hub.repo import (
 )
 from sae_lens_matryoshka.hub.sae_ids import check_ids, is_level_id
 from sae_lens_matryoshka.hub.scores import Scores
-from sae_lens_matryoshka.hub.staging import Publishable, StagedSAE, stage, write
+from sae_lens_matryoshka.hub.staging import Publishable, StagedSAE, parent_of, stage, write
 from sae_lens_matryoshka.hub.tokens import refuse_secrets
 from sae_lens_matryoshka.hub.verify import Expectation, expectations, verify
 
@@ -62,8 +65,8 @@ def publish(
         revision: Branch to publish to.
         private: Whether a new repo is private. False: as is the rule where it is made.
         license: The Hub's identifier of a license for the card, such as "mit". None keeps the card's.
-        levels: Whether to publish each nested level as an SAE of its own as well, under
-            `<sae_id>/level_<i>_width_<w>`.
+        levels: Whether to publish each inner level as an SAE of its own as well, under
+            `<sae_id>/level_<i>_width_<w>`. The outermost level is the SAE itself.
         dry_run: A folder that stands for the repo, new or of an earlier dry run: the very same files go
             there, nothing is uploaded.
         results: Output folder of a benchmark of these SAEs, for the card's table.
@@ -106,32 +109,41 @@ def publish(
 
 
 def _record_dead_latents(staged: StagedSAE) -> None:
-    if staged.sparsity is None or not staged.sparsity.isfinite().all():
+    """Count the latents that never fired in training's last window, unless a measurement says it."""
+    metadata = staged.sae.cfg.metadata
+    widths = staged.widths or (staged.sae.cfg.d_sae,)
+    is_known = any(level_results.DEAD in level_results.results_of(metadata, w) for w in widths)
+    if is_known or staged.sparsity is None or not staged.sparsity.isfinite().all():
         return
-    if staged.runner_cfg is not None and not _counted_for_long(
-        _json(staged.runner_cfg.read_text())
-    ):
-        logger.info(
-            "How many latents of %r are dead is not known: counted too shortly.", staged.sae_id
-        )
+    settings = {} if staged.runner_cfg is None else _json(staged.runner_cfg.read_text())
+    tokens = _tokens_counted(settings, metadata[TRAINED_TOKENS])
+    if tokens is None:
+        logger.info("The card does not say how many latents of %r are dead.", staged.sae_id)
         return
     never = staged.sparsity < NEVER_FIRED  # (d_sae,)
-    widths = staged.widths or (staged.sae.cfg.d_sae,)
     dead = {
-        width: {"dead latents": level_results.measurement([int(never[:width].sum())])}
+        width: {level_results.DEAD: level_results.measurement([int(never[:width].sum())])}
         for width in widths
     }
     level_results.record(staged.sae, dead)
+    note = f"Dead latents fired on none of the last {tokens:,} tokens of training"
+    metadata[level_results.NOTES] = [*(metadata[level_results.NOTES] or []), note]
 
 
-def _counted_for_long(runner_cfg: dict[str, Any]) -> bool:
-    """Whether SAELens's firing counts, which start anew every window, were over dead_feature_window steps or all."""
+def _tokens_counted(runner_cfg: dict[str, Any], trained_tokens: int | None) -> int | None:
+    """
+    Tokens that SAELens's firing counts, which start anew every window, are over.
+
+    None where they are fewer than dead_feature_window steps, or not known.
+    """
     try:
-        steps = runner_cfg["training_tokens"] // runner_cfg["train_batch_size_tokens"]
+        batch = runner_cfg["train_batch_size_tokens"]
+        steps = -(-(trained_tokens or runner_cfg["training_tokens"]) // batch)
         window, patience = runner_cfg["feature_sampling_window"], runner_cfg["dead_feature_window"]
-        return steps - (steps - 1) // window * window >= min(steps, patience)
+        counted = steps - (steps - 1) // window * window
+        return counted * batch if counted >= min(steps, patience) else None
     except (KeyError, TypeError, ZeroDivisionError):  # of somebody else's making
-        return False
+        return None
 
 
 def _commit(
@@ -147,6 +159,7 @@ def _commit(
                 f"{repo_id} holds a {IGNORE_FILE}, by which the Hub's client leaves out files without a "
                 "word. Remove it from the repo, and publish again."
             )
+        _refuse_strangers(repo, repo_id, present, written)
         removed = [path for path in present if _is_replaced(path, written, tree)]
         kept = set(present) - set(removed)
         existing = repo.read(CARD) if CARD in present else None
@@ -156,6 +169,11 @@ def _commit(
             repo_id, entries, {*published, *written}, existing, license_id, repo.revision
         )
         (tree / CARD).write_bytes(card.encode())
+        (tree / PLOT).unlink(missing_ok=True)  # of the attempt before
+        if plot := level_plot(entries):
+            (tree / PLOT).write_bytes(plot.encode())
+        elif PLOT in present:
+            removed.append(PLOT)
         refuse_secrets(tree)
         try:
             return repo.commit(tree, removed, message)
@@ -165,6 +183,27 @@ def _commit(
         f"{repo_id} kept changing while {ATTEMPTS} commits were tried. Nothing was published; try again "
         "when the others are done."
     )
+
+
+def _refuse_strangers(
+    repo: Repo, repo_id: str, present: Sequence[str], written: Sequence[str]
+) -> None:
+    """
+    Check that what will be replaced beside the SAEs themselves, levels and the plot, is publish's own.
+
+    Raises:
+        PublishError: Somebody else has put it there.
+    """
+    strangers = [PLOT] if PLOT in present and MARK not in repo.read(PLOT) else []
+    for level in sorted({folder for folder, _ in map(_split, present) if is_level_id(folder)}):
+        parent, cfg = level.rpartition("/")[0], f"{level}/{SAE_CFG_FILENAME}"
+        if parent in written and (cfg not in present or parent_of(_json(repo.read(cfg))) != parent):
+            strangers.append(level)
+    if strangers:
+        raise PublishError(
+            f"{repo_id} holds {', '.join(strangers)}, which publish did not write and would have to "
+            "replace. Rename or remove it in the repo; nothing was published."
+        )
 
 
 def _is_replaced(path: str, written: Sequence[str], tree: Path) -> bool:
@@ -198,6 +237,7 @@ def _entries(repo: Repo, kept: set[str], tree: Path, written: Sequence[str]) -> 
                 sae_id,
                 _json(repo.read(f"{sae_id}/{name}")),
                 _json(repo.read(runner_cfg)) if runner_cfg in kept else {},
+                check=lambda entry: build_card("some/repo", [entry], set(), None, None),
             )
             if found is not None:
                 entries[sae_id] = found

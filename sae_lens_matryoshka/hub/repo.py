@@ -1,7 +1,5 @@
 """Where SAEs are published to: a repo of the Hub, or a folder that stands for one."""
 
-import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +21,7 @@ from huggingface_hub.errors import (
 from typing_extensions import override
 
 from sae_lens_matryoshka import __version__
-from sae_lens_matryoshka.hub.card import BEGIN, CARD, MAIN
+from sae_lens_matryoshka.hub.card import MAIN
 from sae_lens_matryoshka.hub.tokens import without_token
 
 CONFLICTS = (409, 412)  # somebody else has committed since
@@ -77,53 +75,6 @@ class Repo(ABC):
         Raises:
             SomebodyElseCommitted: The repo has changed since `files` was called.
         """
-
-
-class FolderRepo(Repo):
-    """
-    A local folder in the place of a repo: a dry run.
-
-    Args:
-        folder: A new or empty folder, or that of an earlier dry run.
-
-    Raises:
-        ValueError: It holds something else, which must not be overwritten.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        if folder.exists() and any(folder.iterdir()):
-            card = folder / CARD
-            if not card.is_file() or BEGIN not in card.read_text(encoding="utf-8-sig"):
-                raise ValueError(
-                    f"dry_run={str(folder)!r} holds files that no dry run wrote. Give a new folder."
-                )
-
-    @override
-    def create_if_missing(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    @override
-    def files(self) -> list[str]:
-        found = (path for path in self.folder.rglob("*") if path.is_file())
-        return sorted(path.relative_to(self.folder).as_posix() for path in found)
-
-    @override
-    def read(self, path: str) -> str:
-        return (self.folder / path).read_text(encoding="utf-8-sig")
-
-    @override
-    def commit(self, tree: Path, removed: Sequence[str], message: str) -> str:
-        for source in _files_below(tree):
-            target = self.folder / source.relative_to(tree)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.partial")
-            shutil.copyfile(source, partial)
-            os.replace(partial, target)
-        for path in removed:
-            (self.folder / path).unlink()
-            _remove_empty(self.folder, (self.folder / path).parent)
-        return str(self.folder)
 
 
 class HubRepo(Repo):
@@ -184,7 +135,7 @@ class HubRepo(Repo):
     def commit(self, tree: Path, removed: Sequence[str], message: str) -> str:
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(path.relative_to(tree).as_posix(), path)
-            for path in _files_below(tree)
+            for path in files_below(tree)
         ]
         operations += [CommitOperationDelete(path) for path in removed]
         try:
@@ -238,12 +189,6 @@ def check_repo_id(repo_id: str) -> None:
         raise ValueError(f"repo_id={repo_id!r}: give 'user/name', with your user or organisation.")
 
 
-def _remove_empty(root: Path, folder: Path) -> None:
-    while folder != root and not any(folder.iterdir()):
-        folder.rmdir()
-        folder = folder.parent
-
-
 @contextmanager
 def _explained(repo_id: str) -> Iterator[None]:
     """Say what the Hub's errors mean for publishing; the token never shows."""
@@ -281,5 +226,6 @@ def _chain(error: BaseException) -> str:
     return without_token(own)
 
 
-def _files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, in order."""
     return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from sae_lens_matryoshka.hub.download import FILES
 
 _PART = r"[A-Za-z0-9_-](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?"  # no leading dot, nor a last one
-_RESERVED = ("README.md", *FILES)
+_RESERVED = ("README.md", "levels.svg", *FILES)
 
 
 def check_ids(sae_ids: Iterable[str]) -> None:

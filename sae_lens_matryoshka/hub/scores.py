@@ -105,5 +105,6 @@ def _notes(run: dict[str, Any]) -> list[str]:
     return [
         f"Measured with sae-bench {versions['sae-bench']}, sae-lens {versions['sae-lens']} on {model}; "
         "mean ± sample standard deviation over the evals' seeds where there are several",
+        "L0 and FVU leave out special tokens (BOS, EOS, padding)",
         *(f"{', '.join(group)}: {caveat}" for caveat, group in labels.items()),
     ]

@@ -18,6 +18,7 @@ from sae_lens.saes.topk_sae import TopKSAE
 from safetensors.torch import save_file
 
 from sae_lens_matryoshka.checkpoint import FOLDED_NORMALIZATIONS
+from sae_lens_matryoshka.fingerprint import fingerprint
 from sae_lens_matryoshka.hub.folder import open_folder, sparsity_beside, widths_beside
 from sae_lens_matryoshka.hub.sae_ids import level_id
 from sae_lens_matryoshka.level_results import drop_outdated, hand_on
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 NEEDED_METADATA = ("model_name", "hook_name", "context_size", "sae_lens_version")
 NEEDED_PACKAGE = "needs_package"
 """The key in the metadata of an SAE that stock SAELens cannot load."""
+LEVEL = "matryoshka_level"
+"""The key in a published level's metadata of where it comes from, its parent's sae_id included."""
 
 Publishable = SAE[Any] | MatryoshkaSAE | str | Path
 
@@ -94,7 +97,8 @@ def write(staged: StagedSAE, levels: bool, root: Path) -> None:
 
     Args:
         staged: The SAE.
-        levels: Whether to write each nested level as an SAE of its own as well.
+        levels: Whether to write each inner level as an SAE of its own as well. The outermost level is
+            the SAE itself.
         root: The folder that stands for the repo.
     """
     _write(root / staged.sae_id, staged.sae, staged.sparsity)
@@ -102,10 +106,24 @@ def write(staged: StagedSAE, levels: bool, root: Path) -> None:
         shutil.copyfile(staged.runner_cfg, root / staged.sae_id / RUNNER_CFG_FILENAME)
     if levels and staged.widths is not None:
         matryoshka = MatryoshkaSAE(staged.sae, staged.widths)
-        for index, width in enumerate(matryoshka.widths):
-            level, name = matryoshka.level(index), level_id(staged.sae_id, index, width)
+        for index, width in enumerate(matryoshka.widths[:-1]):
+            level = matryoshka.level(index)
             hand_on(staged.sae, level)
-            _write(root / name, level, staged.sparsity)
+            origin: dict[str, Any] = level.cfg.metadata[LEVEL] or {}
+            level.cfg.metadata[LEVEL] = origin | {
+                "parent_sae_id": staged.sae_id,
+                "parent_fingerprint": fingerprint(staged.sae),
+                "parent_widths": list(matryoshka.widths),
+                "level": index,
+                "width": width,
+            }
+            _write(root / level_id(staged.sae_id, index, width), level, staged.sparsity)
+
+
+def parent_of(cfg: dict[str, Any]) -> str | None:
+    """The sae_id of the SAE that a published level was cut from, by its cfg.json; None: it is no level."""
+    origin = (cfg.get("metadata") or {}).get(LEVEL)
+    return origin.get("parent_sae_id") if isinstance(origin, dict) else None
 
 
 def needed_package(sae: SAE[Any]) -> str | None:

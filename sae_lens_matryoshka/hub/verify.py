@@ -52,11 +52,11 @@ class Expectation:
 @torch.no_grad()
 def expectations(staged: StagedSAE, levels: bool) -> dict[str, Expectation]:
     """
-    The original's outputs, by sae_id. Those of levels come from the whole SAE, not from cut ones.
+    The original's outputs, by sae_id. Those of inner levels come from the SAE, not from truncated ones.
 
     Args:
         staged: The SAE.
-        levels: Whether its levels will be published as well.
+        levels: Whether its inner levels will be published as well.
 
     Raises:
         ValueError: No latent fires, so that there is nothing to compare.
@@ -69,7 +69,7 @@ def expectations(staged: StagedSAE, levels: bool) -> dict[str, Expectation]:
     found = {staged.sae_id: Expectation(x, sae(x), package)}
     if widths is not None:
         matryoshka = MatryoshkaSAE(sae, widths)
-        for index, out in enumerate(matryoshka.reconstructions(x)):
+        for index, out in enumerate(matryoshka.reconstructions(x)[:-1]):
             name = level_id(staged.sae_id, index, matryoshka.widths[index])
             found[name] = Expectation(x, out, package)
     return found

@@ -611,6 +611,21 @@ class TestPlaces:
         with pytest.raises(FileExistsError, match="is not empty"):
             convert(by_hand, tmp_path / "out" / "mine")
 
+    def test_a_file_that_appears_meanwhile(self, tmp_path, by_hand, monkeypatch):
+        from sae_lens_matryoshka.hub import conversion
+
+        read = conversion._read
+
+        def slow(*args: Any) -> Any:
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "cfg.json").write_text("mine")
+            return read(*args)
+
+        monkeypatch.setattr(conversion, "_read", slow)
+        with pytest.raises(FileExistsError, match="is not empty"):
+            convert(by_hand, tmp_path / "out")
+        assert contents(tmp_path / "out") == {"cfg.json": b"mine"}
+
     def test_an_empty_folder(self, tmp_path, by_hand):
         (tmp_path / "out").mkdir()
         convert(str(by_hand), str(tmp_path / "out"))

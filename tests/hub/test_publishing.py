@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,6 +19,8 @@ from sae_lens import SAE
 
 from sae_lens_matryoshka import MatryoshkaSAE
 from sae_lens_matryoshka.hub import BrokenRepoError, PublishError, publish
+from sae_lens_matryoshka.hub.dry_run import RECORD
+from sae_lens_matryoshka.hub.level_plot import PLOT
 from sae_lens_matryoshka.hub.publishing import CARD
 
 REPO = "alice/saes"
@@ -86,9 +89,10 @@ def test_anyone_can_load_what_is_published(hub: LoopbackHub, tmp_path: Path):
     assert len(hub.commits(REPO)) == 2  # the Hub's own, and one for everything
     x = torch.randn(30, original.cfg.d_in) * 5
     matryoshka = MatryoshkaSAE(original, WIDTHS)
-    ids = [ID, *(f"{ID}/level_{i}_width_{w}" for i, w in enumerate(WIDTHS))]
+    inner = WIDTHS[:-1]  # the outermost level is the SAE itself
+    ids = [ID, *(f"{ID}/level_{i}_width_{w}" for i, w in enumerate(inner))]
     with torch.no_grad():
-        outs = [original(x), *(matryoshka.level(i)(x) for i in range(len(WIDTHS)))]
+        outs = [original(x), *(matryoshka.level(i)(x) for i in range(len(inner)))]
     expected = tmp_path / "expected.safetensors"
     save_file({"x": x, "sparsity": sparsity, **dict(zip(ids, outs, strict=True))}, expected)
     done = subprocess.run(
@@ -107,13 +111,29 @@ def test_anyone_can_load_what_is_published(hub: LoopbackHub, tmp_path: Path):
     # with the plugin: levels, a pinned revision
     opened = MatryoshkaSAE.from_pretrained(REPO, ID)
     assert opened.widths == tuple(WIDTHS)
-    torch.testing.assert_close(opened.reconstructions(x), torch.stack(outs[1:]))
+    torch.testing.assert_close(opened.reconstructions(x), torch.stack([*outs[1:], outs[0]]))
     first = hub.commits(REPO)[-1].sha
     publish({ID: sae(seed=1)}, REPO)
     pinned = MatryoshkaSAE.from_pretrained(REPO, ID, revision=first)
     assert torch.equal(pinned.sae.W_dec, original.W_dec)
     newest = MatryoshkaSAE.from_pretrained(REPO, ID, force_download=True)
     assert torch.equal(newest.sae.W_dec, sae(seed=1).W_dec)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unverified")
+def test_the_code_on_the_card_runs_and_agrees(hub: LoopbackHub):
+    publish({ID: sae()}, REPO, levels=True)
+    x = torch.randn(30, sae().cfg.d_in) * 5
+    names: dict[str, Any] = {"x": x}
+    with torch.no_grad():
+        for block in re.findall(r"```python\n(.*?)```", card(hub), flags=re.DOTALL):
+            exec(block, names)
+    inner = MatryoshkaSAE(sae(), WIDTHS).level(0)
+    torch.testing.assert_close(names["x_hat"], sae()(x))
+    torch.testing.assert_close(names["coarse"], inner(x))
+    torch.testing.assert_close(names["level_0"](x), inner(x))
+    assert names["truncated"].cfg.d_sae == WIDTHS[0] // 2
 
 
 @pytest.mark.slow
@@ -164,10 +184,10 @@ class TestRepublishing:
         other = MatryoshkaSAE.from_sae(sae(1), widths=[20, 160])
         publish({ID: other}, REPO, levels=True)
         folders = {path.rpartition("/")[0] for path in published(hub)} - {""}
-        assert folders == {ID, f"{ID}/level_0_width_20", f"{ID}/level_1_width_160"}
+        assert folders == {ID, f"{ID}/level_0_width_20"}
         publish({ID: other}, REPO)
         assert published(hub) == {CARD, *FILES}
-        assert "level_1_width" not in card(hub)
+        assert "level_0_width" not in card(hub)
 
     @pytest.mark.parametrize(
         ("tokens", "known"), [(781 * 768, True), (2000 * 768, True), (2001 * 768, False)]
@@ -183,6 +203,7 @@ class TestRepublishing:
         (tmp_path / "runner_cfg.json").write_text(json.dumps(settings))
         publish({ID: tmp_path}, REPO)
         assert ("| dead latents |" in card(hub)) == known
+        assert ("Dead latents fired on none of the last" in card(hub)) == known
 
     def test_files_of_before_that_no_longer_hold_go(self, hub, tmp_path):
         from safetensors.torch import save_file
@@ -214,13 +235,13 @@ class TestRepublishing:
         assert "my-tag" in new.data.tags
         assert "Before." in new.text.split("<!--")[0]
         assert new.text.rstrip().endswith("After.")
-        assert new.text.count("## What is here") == 1
+        assert new.text.count("# Matryoshka SAEs for demo") == 1
 
     def test_a_card_of_before_this_package(self, hub):
         hub.create(REPO)
         hub.commit(REPO, {CARD: b"# Mine\n\nWords.\n"})
         publish({"a": sae()}, REPO)
-        assert card(hub).index("# Mine") < card(hub).index("## What is here")
+        assert card(hub).index("# Mine") < card(hub).index("# Matryoshka SAE for demo")
         assert ModelCard(card(hub)).data.library_name == "saelens"
 
     def test_a_dry_run_writes_the_very_same_tree(self, hub, tmp_path):
@@ -231,12 +252,70 @@ class TestRepublishing:
         assert not hub.requests
         paths = [path for path in Path(folder).rglob("*") if path.is_file()]
         written = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        del written[RECORD.as_posix()]  # which the Hub's client leaves out of an upload
         on_the_hub = {k: v for k, v in hub.files(REPO).items() if k != ".gitattributes"}
         assert written == on_the_hub
         publish({"a": sae(2)}, REPO, dry_run=folder)  # again, over it
-        left = {path.relative_to(folder).parts[:2] for path in Path(folder).rglob("*.json")}
+        left = {path.relative_to(folder).parts[:2] for path in Path(folder).glob("[ab]/**/*.json")}
         assert {parts[0] for parts in left} == {"a", "b"}
         assert not list(Path(folder, "a").glob("level_*"))
+
+    def test_the_plot_is_in_the_repo_as_long_as_there_is_something_to_show(self, hub):
+        from sae_lens_matryoshka.level_results import measurement, record
+
+        known = sae()
+        record(known, {w: {"FVU ↓": measurement([1 / w]), "L0": measurement([w])} for w in WIDTHS})
+        publish({"a": known}, REPO)
+        assert f"]({PLOT})" in card(hub) and b"<svg" in hub.files(REPO)[PLOT]
+        publish({"a": known}, REPO)
+        assert len(hub.commits(REPO)) == 2  # the same again is no commit
+        publish({"b": sae(1)}, REPO)
+        assert PLOT in published(hub)  # of `a`
+        publish({"a": sae()}, REPO)
+        assert PLOT not in published(hub) and PLOT not in card(hub)
+
+
+# ---- what others have put there
+
+
+@pytest.mark.usefixtures("unverified")
+class TestStrangers:
+    @pytest.mark.parametrize("levels", [True, False])
+    def test_a_level_that_publish_did_not_write(self, hub, tmp_path, levels):
+        """By hand, or by somebody's own scripts: replaced and removed by nobody else."""
+        publish({"a": sae()}, REPO)
+        MatryoshkaSAE(sae(), WIDTHS).level(0).save_model(tmp_path)
+        name = f"a/level_0_width_{WIDTHS[0]}"
+        by_hand = {f"{name}/{p.name}": p.read_bytes() for p in tmp_path.iterdir()}
+        hub.commit(REPO, by_hand)
+        before = hub.files(REPO)
+        with pytest.raises(PublishError, match=f"holds {name}, which publish did not write"):
+            publish({"a": sae(1)}, REPO, levels=levels)
+        assert hub.files(REPO) == before
+        publish({"b": sae(1)}, REPO, levels=levels)  # elsewhere is not its business
+        assert by_hand.items() <= hub.files(REPO).items()
+
+    def test_weights_alone_in_the_place_of_a_level(self, hub):
+        publish({"a": sae()}, REPO)
+        weights = f"a/level_0_width_{WIDTHS[0]}/sae_weights.safetensors"
+        hub.commit(REPO, {weights: b"mine"})
+        with pytest.raises(PublishError, match="which publish did not write"):
+            publish({"a": sae(1)}, REPO)
+        assert hub.files(REPO)[weights] == b"mine"
+
+    def test_notes_beside_a_level_stay_when_it_goes(self, hub):
+        publish({"a": sae()}, REPO, levels=True)
+        notes = f"a/level_0_width_{WIDTHS[0]}/notes.txt"
+        hub.commit(REPO, {notes: b"mine"})
+        publish({"a": sae(1)}, REPO)
+        assert hub.files(REPO)[notes] == b"mine"
+
+    def test_a_plot_of_that_name(self, hub):
+        hub.create(REPO)
+        hub.commit(REPO, {PLOT: b"<svg>mine</svg>"})
+        with pytest.raises(PublishError, match=f"holds {PLOT}, which publish did not write"):
+            publish({"a": sae()}, REPO)
+        assert hub.files(REPO)[PLOT] == b"<svg>mine</svg>"
 
 
 # ---- rights and revisions
@@ -422,14 +501,6 @@ class TestFaults:
 
 
 # ---- arguments
-
-
-def test_a_dry_run_over_other_things(tmp_path: Path):
-    (tmp_path / ID).mkdir(parents=True)
-    (tmp_path / ID / "runner_cfg.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds files that no dry run wrote"):
-        publish({ID: sae()}, REPO, dry_run=tmp_path)
-    assert (tmp_path / ID / "runner_cfg.json").exists()
 
 
 def test_nothing_to_publish(tmp_path: Path):

@@ -65,7 +65,8 @@ nested,2,160,,fidelity,fvu,0.9,done,,1,true
     assert results_of(metadata, 64) == {}
     notes = metadata.level_results_notes
     assert "sae-bench 0.6.0" in notes[0] and "on demo" in notes[0]
-    assert notes[1] == "TPP, n=5: an audit found it unreliable"
+    assert "leave out special tokens (BOS" in notes[1]
+    assert notes[2] == "TPP, n=5: an audit found it unreliable"
     assert other.cfg.metadata.level_results is None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from bench_helpers import WIDTHS, random_sae
+from runner_helpers import interrupted, make_runner, tidy_process  # noqa: F401
 from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
@@ -14,7 +15,8 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from safetensors.torch import load_file, save_file
 
 from sae_lens_matryoshka import MatryoshkaSAE, MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig
-from sae_lens_matryoshka.hub.staging import stage, write
+from sae_lens_matryoshka.fingerprint import fingerprint
+from sae_lens_matryoshka.hub.staging import parent_of, stage, write
 from sae_lens_matryoshka.level_results import measurement, record, results_of
 from sae_lens_matryoshka.sae import copy_of, inference_form
 
@@ -69,6 +71,13 @@ class TestForms:
         sae.fold_activation_norm_scaling_factor(2.5)
         assert staged.sae.cfg.normalize_activations == "none"
         torch.testing.assert_close(staged.sae.W_enc, inference_form(sae).W_enc)
+
+    def test_a_checkpoint_says_how_many_tokens_it_has_seen(self, tmp_path):
+        checkpoint = interrupted(make_runner(tmp_path), step=11)
+        staged = one(checkpoint)
+        assert staged.sae.cfg.metadata.trained_tokens == 11 * 32
+        planned = json.loads(staged.runner_cfg.read_text())["training_tokens"]
+        assert planned == 24 * 32  # what runner_cfg.json beside it says
 
     def test_a_checkpoints_frequencies_follow_the_order_that_is_saved(self, tmp_path):
         sae = training_sae(latent_order="frequency")
@@ -189,7 +198,7 @@ def test_files(tmp_path: Path):
     (tmp_path / "sae" / "runner_cfg.json").write_text('{"lr": 1}')
     tree = tmp_path / "repo"
     staged = stage("deep/er", tmp_path / "sae", levels=True)
-    widths = {f"deep/er/level_{i}_width_{w}": w for i, w in enumerate(WIDTHS)}
+    widths = {f"deep/er/level_{i}_width_{w}": w for i, w in enumerate(WIDTHS[:-1])}
     widths["deep/er"] = WIDTHS[-1]
     write(staged, True, tree)
     assert {str(cfg.parent.relative_to(tree)) for cfg in tree.rglob("cfg.json")} == set(widths)
@@ -202,6 +211,23 @@ def test_files(tmp_path: Path):
         cfg = json.loads((tree / sae_id / "cfg.json").read_text())
         assert cfg["metadata"]["sae_lens_version"]
     assert [p.parent.name for p in tree.rglob("runner_cfg.json")] == ["er"]
+
+
+def test_a_level_names_its_parent(tmp_path: Path):
+    sae = random_sae(widths=WIDTHS)
+    write(stage("deep/er", sae, levels=True), True, tmp_path)
+    cfg = json.loads((tmp_path / "deep" / "er" / "level_1_width_64" / "cfg.json").read_text())
+    origin = cfg["metadata"]["matryoshka_level"]
+    assert (origin["parent_sae_id"], origin["level"], origin["width"]) == ("deep/er", 1, 64)
+    whole = SAE.load_from_disk(tmp_path / "deep" / "er")
+    assert origin["parent_fingerprint"] == fingerprint(whole) == fingerprint(sae)
+    assert parent_of(cfg) == "deep/er"
+    assert parent_of(json.loads((tmp_path / "deep" / "er" / "cfg.json").read_text())) is None
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"matryoshka_level": "x"}])
+def test_what_is_no_level_has_no_parent(metadata: Any):
+    assert parent_of({"metadata": metadata}) is None
 
 
 def test_levels_take_along_what_is_known_of_them(tmp_path: Path):
