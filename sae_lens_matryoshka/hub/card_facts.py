@@ -6,7 +6,7 @@ from pathlib import Path
 from sae_lens_matryoshka.hub.card_entry import CardEntry, is_local_path
 from sae_lens_matryoshka.hub.card_text import code, listed, plain
 from sae_lens_matryoshka.hub.names import hub_model, hub_name
-from sae_lens_matryoshka.hub.staging import LEVEL
+from sae_lens_matryoshka.level_origin import KEY
 
 
 def title(repo_id: str, entries: Sequence[CardEntry]) -> str:
@@ -75,7 +75,7 @@ def _context(entry: CardEntry) -> str | None:
 
 def _parent(entry: CardEntry) -> str | None:
     """Of an SAE that was truncated: what it was truncated from."""
-    origin = entry.metadata.get(LEVEL)
+    origin = entry.metadata.get(KEY)
     if not origin or not origin.get("parent_widths"):
         return None
     widths, level = origin["parent_widths"], origin.get("level")

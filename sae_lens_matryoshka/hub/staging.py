@@ -18,10 +18,10 @@ from sae_lens.saes.topk_sae import TopKSAE
 from safetensors.torch import save_file
 
 from sae_lens_matryoshka.checkpoint import FOLDED_NORMALIZATIONS
-from sae_lens_matryoshka.fingerprint import fingerprint
 from sae_lens_matryoshka.hub.folder import open_folder, sparsity_beside, widths_beside
 from sae_lens_matryoshka.hub.sae_ids import level_id
-from sae_lens_matryoshka.level_results import drop_outdated, hand_on
+from sae_lens_matryoshka.level_origin import KEY, origin_of
+from sae_lens_matryoshka.level_results import drop_outdated
 from sae_lens_matryoshka.sae import (
     UNIT_TOLERANCE,
     MatryoshkaSAE,
@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 NEEDED_METADATA = ("model_name", "hook_name", "context_size", "sae_lens_version")
 NEEDED_PACKAGE = "needs_package"
 """The key in the metadata of an SAE that stock SAELens cannot load."""
-LEVEL = "matryoshka_level"
-"""The key in a published level's metadata of where it comes from, its parent's sae_id included."""
+PARENT = "parent_sae_id"
+"""What a published level's origin names beside `level_origin.LevelOrigin`."""
 
 Publishable = SAE[Any] | MatryoshkaSAE | str | Path
 
@@ -108,22 +108,17 @@ def write(staged: StagedSAE, levels: bool, root: Path) -> None:
         matryoshka = MatryoshkaSAE(staged.sae, staged.widths)
         for index, width in enumerate(matryoshka.widths[:-1]):
             level = matryoshka.level(index)
-            hand_on(staged.sae, level)
-            origin: dict[str, Any] = level.cfg.metadata[LEVEL] or {}
-            level.cfg.metadata[LEVEL] = origin | {
-                "parent_sae_id": staged.sae_id,
-                "parent_fingerprint": fingerprint(staged.sae),
-                "parent_widths": list(matryoshka.widths),
-                "level": index,
-                "width": width,
+            level.cfg.metadata[KEY] = {
+                **(origin_of(level.cfg.metadata) or {}),
+                PARENT: staged.sae_id,
             }
             _write(root / level_id(staged.sae_id, index, width), level, staged.sparsity)
 
 
 def parent_of(cfg: dict[str, Any]) -> str | None:
     """The sae_id of the SAE that a published level was cut from, by its cfg.json; None: it is no level."""
-    origin = (cfg.get("metadata") or {}).get(LEVEL)
-    return origin.get("parent_sae_id") if isinstance(origin, dict) else None
+    origin = (cfg.get("metadata") or {}).get(KEY)
+    return origin.get(PARENT) if isinstance(origin, dict) else None
 
 
 def needed_package(sae: SAE[Any]) -> str | None:
