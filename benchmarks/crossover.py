@@ -1,6 +1,9 @@
 """Where the sparse path stops paying: both paths over widths, sparsities and batch sizes.
 
 python -m benchmarks.crossover [--threads N] [--rounds N] [--device cuda]
+
+On CUDA each row is measured three times: in float32, in TF32 and under autocast to bfloat16. The
+results belong into the constants of sae_lens_matryoshka/engine/crossover.py.
 """
 
 import argparse
@@ -27,6 +30,14 @@ GRID = [
     (1024, 64, 512, 8),
     (1024, 256, 1024, 16),
 ]
+# around the estimates of engine/crossover.py, which are lower on GPUs; there large and small ones
+CUDA_GRID = [
+    *((4096, 2304, 16384, k) for k in (20, 40, 80, 160, 320, 800)),
+    *((4096, 2304, 65536, k) for k in (40, 320)),
+    *((batch, 768, 4096, 32) for batch in (1024, 4096, 16384)),
+]
+
+PRECISIONS = {"cpu": ["float32"], "cuda": ["float32", "TF32", "autocast"]}
 
 
 def main() -> None:
@@ -40,23 +51,26 @@ def main() -> None:
     say(machine(args.device))
     say(f"Five levels, our runner; medians of {args.rounds} rounds\n")
     rows = []
-    for batch, d_in, d_sae, k in GRID:
+    for batch, d_in, d_sae, k in CUDA_GRID if args.device == "cuda" else GRID:
         shape = Shape(batch=batch, d_in=d_in, d_sae=d_sae, k=k, device=args.device)
-        times = _both(shape, args.rounds)
-        dense, sparse = (f"{statistics.median(times[path]):,.1f}" for path in ("dense", "sparse"))
-        row = [batch, d_in, d_sae, k, f"{k / d_sae:.2%}", dense, sparse]
-        rows.append([str(cell) for cell in row] + [f"{ratio(times, 'dense', 'sparse'):.1f}"])
-        say(" ".join(rows[-1]))
-        gc.collect()
+        for precision in PRECISIONS[args.device]:
+            times = _both(shape, args.rounds, precision)
+            dense, sparse = (f"{statistics.median(times[path]):,.1f}" for path in times)
+            row = [batch, d_in, d_sae, k, f"{k / d_sae:.2%}", precision, dense, sparse]
+            rows.append([str(cell) for cell in row] + [f"{ratio(times, 'dense', 'sparse'):.1f}"])
+            say(" ".join(rows[-1]))
+            gc.collect()
     say()
-    table(["batch", "d_in", "d_sae", "k", "k / d_sae", "dense, ms", "sparse, ms", "ratio"], rows)
+    header = ["batch", "d_in", "d_sae", "k", "k / d_sae", "precision", "dense, ms", "sparse, ms"]
+    table([*header, "ratio"], rows)
 
 
-def _both(shape: Shape, rounds: int) -> dict[str, list[float]]:
-    x = activations(shape, n_batches=2)
+def _both(shape: Shape, rounds: int, precision: str) -> dict[str, list[float]]:
+    torch.set_float32_matmul_precision("high" if precision == "TF32" else "highest")
+    x, autocast = activations(shape, n_batches=2), precision == "autocast"
 
     def arm(path: engine.Path):
-        step = peers.in_stock_trainer(peers.ours(shape), x, fused_adam=True)
+        step = peers.in_stock_trainer(peers.ours(shape), x, fused_adam=True, autocast=autocast)
 
         def run() -> None:
             with engine.using(path):

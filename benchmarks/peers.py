@@ -33,6 +33,7 @@ def in_stock_trainer(
     share_dead: float = 0.0,
     fused_adam: bool = False,
     lr: float = LR,
+    autocast: bool = False,
 ) -> Step:
     """A step of SAELens's own SAETrainer.
 
@@ -42,6 +43,7 @@ def in_stock_trainer(
         share_dead: Share of the latents that are counted as dead in every step.
         fused_adam: As this package's runner sets it.
         lr: Learning rate of Adam.
+        autocast: Whether products are in bfloat16, as in the shipped configurations for GPUs.
     """
     device = str(batches[0].device)
     cfg = SAETrainerConfig(
@@ -50,7 +52,7 @@ def in_stock_trainer(
         save_final_checkpoint=False,
         total_training_samples=10**12,
         device=device,
-        autocast=False,
+        autocast=autocast,
         lr=lr,
         lr_end=lr,
         lr_scheduler_name="constant",

@@ -53,14 +53,15 @@ class Problem:
         )
 
     def to(self, target: torch.dtype | str) -> "Problem":
-        return replace(
-            self,
-            **{
-                name: value.to(target)
-                for name, value in vars(self).items()
-                if isinstance(value, torch.Tensor) and value.is_floating_point()
-            },
-        )
+        """On another device, or in another dtype, which indices have not."""
+
+        def is_moved(value: object) -> bool:
+            if not isinstance(value, torch.Tensor):
+                return False
+            return value.is_floating_point() or not isinstance(target, torch.dtype)
+
+        moved = {name: value.to(target) for name, value in vars(self).items() if is_moved(value)}
+        return replace(self, **moved)
 
     def __repr__(self) -> str:
         batch, (d_in, d_sae) = len(self.x), self.W_enc.shape
@@ -119,7 +120,8 @@ class Problem:
             problem.W_dec, problem.b_dec, self.widths, self.order, self.detach_inner
         )
         errors = objective.nested_squared_error(self.x, recons)
-        loss = (errors * torch.arange(1, len(errors) + 1)).sum() + 0.1 * code.latent_sums().sum()
+        weights = torch.arange(1, len(errors) + 1, device=errors.device)
+        loss = (errors * weights).sum() + 0.1 * code.latent_sums().sum()
         loss.backward()
         return {
             "loss": loss.detach(),

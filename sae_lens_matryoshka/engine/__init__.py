@@ -11,8 +11,9 @@ from typing import Literal
 
 import torch
 
-from sae_lens_matryoshka.engine import kernels, screening, selection, sparse
+from sae_lens_matryoshka.engine import screening, selection, sparse
 from sae_lens_matryoshka.engine.bias import shifted_bias
+from sae_lens_matryoshka.engine.crossover import crossover_of, sparse_pays
 from sae_lens_matryoshka.engine.dense import DenseCode, batch_top_k, nested_decode, token_top_k
 from sae_lens_matryoshka.engine.refinement import refined
 from sae_lens_matryoshka.engine.selection import Encoder, Entries
@@ -36,10 +37,9 @@ __all__ = [
 Code = DenseCode | SparseCode
 Path = Literal["auto", "sparse", "dense"]
 
-# Share of active entries up to which the sparse path is the faster one, and the number of entries
-# from which on its bookkeeping pays (`python -m benchmarks.crossover`, docs/results/step.md).
-CROSSOVER = 0.17
-FEWEST_ENTRIES = 2**17
+# First guess of a batch's cut, as a fraction of the previous batch's cut: high enough to leave few
+# candidates, low enough that it is rarely too high, which costs another search.
+GUESS = 0.95
 
 _path: Path = "auto"
 
@@ -77,7 +77,7 @@ class Engine:
 
     def batch_top_k(self, encoder: Encoder, k: float) -> SparseCode | None:
         """The sparse code of the batch's top k; None where the dense path is to be taken."""
-        if not _sparse_pays(encoder, k / encoder.shape[1]):
+        if not _takes_sparse(encoder, k / encoder.shape[1]):
             return None
         with torch.no_grad():
             entries, self._cut = _top(encoder, int(k * encoder.shape[0]), self._cut)
@@ -85,7 +85,7 @@ class Engine:
 
     def token_top_k(self, encoder: Encoder, k: int) -> SparseCode | None:
         """The sparse code of each token's top k; None where the dense path is to be taken."""
-        if not _sparse_pays(encoder, k / encoder.shape[1]):
+        if not _takes_sparse(encoder, k / encoder.shape[1]):
             return None
         with torch.no_grad():
             entries = selection.token_top_k(encoder, k)
@@ -96,10 +96,10 @@ class Engine:
 
         Tell `observe` how many entries the dense path found, so that this is tried again.
         """
-        if not _sparse_pays(encoder, self._density):
+        if not _takes_sparse(encoder, self._density):
             return None
         n = encoder.shape[0] * encoder.shape[1]
-        limit = None if _path == "sparse" else int(CROSSOVER * n)
+        limit = None if _path == "sparse" else int(crossover_of(encoder).density * n)
         try:
             with torch.no_grad():
                 entries = selection.above(encoder, thresholds, limit)
@@ -115,7 +115,7 @@ class Engine:
 
 def _top(encoder: Encoder, n: int, last_cut: float) -> tuple[Entries, float]:
     """The n largest pre-activations, and their smallest; fast if last_cut is close to that."""
-    guess = 0.97 * last_cut  # one step's threshold is close to the next one's
+    guess = GUESS * last_cut
     if guess > 0 and screening.pays(encoder):
         entries = selection.top(screening.screened(encoder), n, guess)
     else:
@@ -125,10 +125,7 @@ def _top(encoder: Encoder, n: int, last_cut: float) -> tuple[Entries, float]:
     return entries, cut if math.isfinite(cut) else 0.0
 
 
-def _sparse_pays(encoder: Encoder, density: float) -> bool:
+def _takes_sparse(encoder: Encoder, density: float) -> bool:
     if _path != "auto":
         return _path == "sparse"
-    batch, d_sae = encoder.shape
-    return (
-        kernels.are_fast_on(encoder.x) and density <= CROSSOVER and batch * d_sae >= FEWEST_ENTRIES
-    )
+    return sparse_pays(encoder, density)

@@ -17,16 +17,18 @@ logger = logging.getLogger(__name__)
 _EIGHT_TRUE = 0x0101010101010101
 
 
-def are_fast_on(tensor: torch.Tensor) -> bool:
-    """Whether the primitives are made for the tensor's device: a CPU, or CUDA with Triton."""
-    return tensor.device.type == "cpu" or _triton_takes_over(tensor)
+def work_on(device: torch.device, *dtypes: torch.dtype) -> bool:
+    """Whether the device is a CPU, or a GPU on which the Triton kernels work in all dtypes."""
+    if device.type == "cuda":
+        return all(_triton_works(device, dtype) for dtype in dtypes)
+    return device.type == "cpu"
 
 
 def not_below(block: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
     """Where a block reaches its bounds; NaN does, so that it is never lost.
 
     Args:
-        block: (rows, columns), contiguous.
+        block: (rows, columns).
         bounds: One bound per row, (rows,).
 
     Returns:
@@ -102,24 +104,46 @@ def dots(
 
 
 def _triton_takes_over(tensor: torch.Tensor) -> bool:
-    return tensor.is_cuda and _triton_works(tensor.device)
+    return tensor.is_cuda and _triton_works(tensor.device, tensor.dtype)
 
 
-@cache
-def _triton_works(device: torch.device) -> bool:
-    """Whether a kernel runs: triton may lack a C compiler, or not know the GPU."""
+# Results of earlier tries, by device and dtype.
+_triton_worked: dict[tuple[torch.device, torch.dtype], bool] = {}
+
+
+def _triton_works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether every kernel runs: Triton may lack a C compiler or support for the GPU or dtype."""
+    known = device, dtype
+    if known not in _triton_worked:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return False  # results cannot be read during a graph capture: try again after it
+        _triton_worked[known] = _kernels_give_right_numbers(device, dtype)
+    return _triton_worked[known]
+
+
+def _kernels_give_right_numbers(device: torch.device, dtype: torch.dtype) -> bool:
     if find_spec("triton") is None:
         return False
     from sae_lens_matryoshka.engine import triton
 
+    ones = torch.ones(2, 3, dtype=dtype, device=device)
+    index = torch.tensor([0, 1, 1], dtype=torch.int32, device=device)
+    starts = torch.tensor([0, 1, 3], dtype=torch.int32, device=device)
     try:
-        found = triton.not_below(torch.ones(1, 1, device=device), torch.ones(1, device=device))
-        return found.tolist() == [0]
+        found = triton.not_below(ones, torch.tensor([1.0, 2.0], dtype=dtype, device=device))
+        sums = triton.weighted_sums(ones, index, ones.view(-1)[:3], starts)
+        products = triton.dots(ones, ones, index, starts)
+        numbers = [found.tolist(), sums.tolist(), products.tolist()]
     except Exception as error:  # whatever its compiler or the driver raises
-        logger.warning(
-            "Triton does not work on %s: training takes the dense path. %s", device, error
-        )
-        return False
+        reason = str(error)
+    else:
+        if numbers == [[0, 1, 2], [[1.0] * 3, [2.0] * 3], [3.0] * 3]:
+            return True
+        reason = f"Its kernels gave wrong numbers: {numbers}."
+    logger.warning(
+        "Triton does not work on %s in %s: training takes the dense path. %s", device, dtype, reason
+    )
+    return False
 
 
 @cache

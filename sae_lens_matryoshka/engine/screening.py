@@ -6,21 +6,33 @@ float32,
     |x @ w - product| <= (2^-7 (1 + 2^-9) + d 2^-22) |x| |w|
 
 by Cauchy-Schwarz. One more column of x, |x|, against one more row of W_enc, that factor times |w|,
-makes the product itself an upper bound of x @ w; rounding it to bfloat16 keeps the order. Entries
-whose upper bound stays below the cut are out for certain. All others are computed again in float32,
-and only those numbers decide. If the smallest winner lies below the cut, the proof fails and the
-search is made in float32 (`selection.top`).
+makes the product itself an upper bound of x @ w. Entries whose upper bound stays below the cut are
+out for certain. All others are computed again in float32, and only those numbers decide. If the
+smallest winner lies below the cut, the proof fails and the search starts over (`selection.top`).
+
+All sums must be in float32. To fill a GPU, cuBLAS may split the inner dimension into s parts and
+add their sums in the dtype of the result; PyTorch allows it by default, in a process-wide setting
+(`torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction`). In bfloat16 each of these s
+roundings and s - 1 additions loses up to 2^-8 |x| |w|. cuBLAS chooses s, up to about d / 32. For
+s = 8 the factor would already grow by more than 2^-5, about the size of the cut itself: of random
+products, one in a thousand exceeds 3 |x| |w| / sqrt(d). A bound that covers any s would exclude
+nothing. On CUDA the result is therefore in float32. Then d 2^-22 covers partial sums in any order,
+and the setting, which other threads rely on, is never changed. CPUs accumulate in float32, so there
+the result is in bfloat16; rounding it keeps the order.
 """
 
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from typing_extensions import override
 
 from sae_lens_matryoshka.engine import kernels
 from sae_lens_matryoshka.engine.selection import Encoder
+
+logger = logging.getLogger(__name__)
 
 # Norms outside of these could meet bfloat16's denormals or overflow, where the bound does not hold.
 SAFE_NORMS = 2.0**-50, 2.0**50
@@ -55,32 +67,42 @@ def pays(encoder: Encoder) -> bool:
     return (
         encoder.matmul_dtype == torch.float32
         and encoder.x.device.type == "cuda"
-        and _float32_is_exact()
-        and torch.cuda.get_device_capability(encoder.x.device) >= (8, 0)
+        and float32_is_exact()
+        and not torch.cuda.is_current_stream_capturing()  # what is tried now cannot be read
+        and _multiplies_into_float32(encoder.x.device)
     )
 
 
-def _float32_is_exact() -> bool:
+def float32_is_exact() -> bool:
     """Whether CUDA multiplies float32 as float32, not as TF32."""
     setting = getattr(torch.backends.cuda.matmul, "fp32_precision", None)  # torch 2.9
     return not torch.backends.cuda.matmul.allow_tf32 if setting is None else setting != "tf32"
 
 
-@contextmanager
-def _sums_in_float32() -> Iterator[None]:
-    """Keep cuBLAS from adding partial sums in bfloat16, which the bound does not cover."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_bf16_reduced_precision_reduction
-    matmul.allow_bf16_reduced_precision_reduction = False
+@cache
+def _multiplies_into_float32(device: torch.device) -> bool:
+    """Whether a GPU has units for bfloat16, and torch a product of it in float32 (from 2.8 on)."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    ones = torch.ones(INNER_MULTIPLE, INNER_MULTIPLE, dtype=torch.bfloat16, device=device)
     try:
-        yield
-    finally:
-        matmul.allow_bf16_reduced_precision_reduction = before
+        product = _product(ones, ones, out=torch.empty_like(ones, dtype=torch.float32))
+        return bool((product == INNER_MULTIPLE).all())
+    except (TypeError, RuntimeError) as error:  # torch has no such product
+        logger.info("No screening on %s: torch %s. %s", device, torch.__version__, error)
+        return False
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """The product of two matrices in bfloat16, added in float32, in out's dtype."""
+    if out.dtype == torch.bfloat16:
+        return torch.mm(a, b, out=out)
+    return torch.mm(a, b, out_dtype=out.dtype, out=out)
 
 
 @dataclass(frozen=True)
 class ScreenedEncoder(Encoder):
-    """An encoder whose blocks are upper bounds of its products, in bfloat16.
+    """An encoder whose blocks are upper bounds of its products.
 
     Args:
         plain: The encoder in float32.
@@ -91,6 +113,11 @@ class ScreenedEncoder(Encoder):
     plain: Encoder
     x_norm: torch.Tensor
     w_norm: torch.Tensor
+
+    @property
+    def bound_dtype(self) -> torch.dtype:
+        """What the upper bounds are in."""
+        return torch.bfloat16 if self.x.device.type == "cpu" else torch.float32
 
     @override
     def latent_blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
@@ -103,19 +130,18 @@ class ScreenedEncoder(Encoder):
         x[d_in] = _rounded_up(self.x_norm)
         allowance = _rounded_up(factor * self.w_norm)  # (d_sae,)
         size = self.latents_per_block
-        weights, buffer = x.new_zeros(size, inner), x.new_empty(size, batch)
+        weights = x.new_zeros(size, inner)
+        buffer = x.new_empty(size, batch, dtype=self.bound_dtype)
         for lo in range(0, d_sae, size):
             block = weights[: min(size, d_sae - lo)]
             block[:, :d_in] = self.W_enc[:, lo : lo + size].T
             block[:, d_in] = allowance[lo : lo + size]
-            with _sums_in_float32():
-                bounds = torch.mm(block, x, out=buffer[: len(block)])
-            yield lo, bounds
+            yield lo, _product(block, x, out=buffer[: len(block)])
 
     @override
     def bounds(self, least: torch.Tensor | float) -> torch.Tensor:
         # rounding to nearest keeps the order: what was at least the bound stays so
-        return self.plain.bounds(least).to(torch.bfloat16)
+        return self.plain.bounds(least).to(self.bound_dtype)
 
     @override
     def products(self, lo: int, block: torch.Tensor, found: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ A block of the encoder's product is compared with bounds below which nothing can
 the few entries that reach them are looked at again, with the numbers of `engine.dense`.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,10 +12,15 @@ import torch
 
 from sae_lens_matryoshka.engine import kernels
 
-# Entries of the encoder's product that exist at a time: on a CPU 16 MiB in float32, about its cache;
-# elsewhere enough to keep the device busy.
+logger = logging.getLogger(__name__)
+
+# Most entries of a block of the encoder's product, and of the weights copied for it: on a CPU
+# 16 MiB in float32, about its cache; elsewhere enough to keep the device busy.
 BLOCK_ELEMENTS = 2**22
 DEVICE_BLOCK_ELEMENTS = 2**26
+
+# Fractions of a guess that turned out too high, tried in turn before searching without a guess.
+LOWER_GUESSES = 0.8, 0.5
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,9 @@ class Encoder:
 
     @property
     def latents_per_block(self) -> int:
-        """How many latents' products with the whole batch may exist at a time, at least one."""
+        """Latents in a block, whose products with the whole batch exist at a time; at least one."""
         batch, d_sae = self.shape
-        return max(1, min(d_sae, self.block_elements // max(1, batch)))
+        return max(1, min(d_sae, self.block_elements // max(1, batch, self.x.shape[-1])))
 
     def of(self, latents: torch.Tensor, per: torch.Tensor | None = None) -> "Encoder":
         """The encoder of some latents, given as a mask; pre-activations divided by `per`."""
@@ -196,11 +202,27 @@ def top(encoder: Encoder, n: int, guess: float = 0.0) -> Entries:
         encoder: Gives the pre-activations.
         n: How many; fewer are returned where fewer are positive.
         guess: Lower bound of the smallest winner, 0 if nothing is known. Only the time taken
-            depends on it: with a guess that is too high the search starts over.
+            depends on it: with a guess that is too high the search starts over with a lower one.
 
     Returns:
         The entries; ties at the cut go to the earlier tokens, then to the smaller latents.
     """
+    if guess > 0:
+        for fraction in (1.0, *LOWER_GUESSES):
+            winners = _search(encoder, n, fraction * guess)
+            # otherwise winners may lie below the guess
+            if len(winners) == n and not (winners.hidden_pre < fraction * guess).any():
+                return winners
+            logger.debug(
+                "Only %d of %d entries reach the guess %g.", len(winners), n, fraction * guess
+            )
+            if not len(winners):  # far too high: a fraction of it is hardly better
+                break
+    return _search(encoder.exact(), n, 0.0)
+
+
+def _search(encoder: Encoder, n: int, guess: float) -> Entries:
+    """The n largest of the positive pre-activations that reach a guess, and of some that do not."""
     d_sae, cut = encoder.shape[1], guess
     bounds = encoder.bounds(cut)
     parts, found = [Entries.none(encoder)], 0
@@ -214,10 +236,7 @@ def top(encoder: Encoder, n: int, guess: float = 0.0) -> Entries:
             if found == n > 0:
                 cut = max(cut, parts[0].hidden_pre.min().item())
                 bounds = encoder.bounds(cut)
-    winners = largest(Entries.joined(parts), n, d_sae)
-    if guess > 0 and (len(winners) < n or (winners.hidden_pre < guess).any()):
-        return top(encoder.exact(), n)  # the guess was too high: winners may be below it
-    return winners
+    return largest(Entries.joined(parts), n, d_sae)
 
 
 def token_top_k(encoder: Encoder, k: int) -> Entries:

@@ -87,7 +87,7 @@ class SparseCode:
     def square_sums(self) -> torch.Tensor:
         """Squared activations summed over the batch, (d_sae,)."""
         squares = in_float32(self.acts.detach()).square()
-        return squares.new_zeros(self._shape[1]).index_add(0, self.entries.latents, squares)
+        return _sums(squares, offsets(self.entries.latents, self._shape[1]))
 
     def smallest_active(self) -> torch.Tensor:
         """The smallest positive activation; infinity if there is none."""

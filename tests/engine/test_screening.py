@@ -132,10 +132,12 @@ class TestCertificate:
         spy = Spy(**vars(encoder))
         expected = selection.top(problem.encoder, 120)
         cut = expected.hidden_pre.min().item()
-        assert_same_entries(selection.top(spy, 120, 0.97 * cut), expected)
-        assert not fallbacks
-        assert_same_entries(selection.top(spy, 120, 1.5 * cut), expected)
-        assert len(fallbacks) == 1
+        for too_high in (0.97, 1.05, 1.2, 1.9):  # a lower guess is screened as well
+            assert_same_entries(selection.top(spy, 120, too_high * cut), expected)
+            assert not fallbacks
+        for far_too_high in (2.1, 100):
+            assert_same_entries(selection.top(spy, 120, far_too_high * cut), expected)
+        assert len(fallbacks) == 2
 
     @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e-30, 1e30])
     @pytest.mark.parametrize("name", ["x", "W_enc"])

@@ -150,6 +150,27 @@ class TestTopK:
         assert torch.equal(known.latents, unknown.latents)
         assert torch.equal(known.tokens, unknown.tokens)
 
+    @pytest.mark.parametrize(
+        ("too_high", "n_searches"), [(0.9, 1), (1.2, 2), (1.9, 3), (3.0, 4), (1e6, 2)]
+    )
+    def test_a_guess_that_is_too_high_is_lowered_by_degrees(
+        self, monkeypatch, caplog, too_high, n_searches
+    ):
+        problem, guesses = Problem.random(batch=100, d_sae=60, widths=[60], k=3), []
+        expected = selection.top(problem.encoder, 300)
+
+        def search(encoder, n, guess, _search=selection._search):
+            guesses.append(guess)
+            return _search(encoder, n, guess)
+
+        monkeypatch.setattr(selection, "_search", search)
+        caplog.set_level("DEBUG")
+        actual = selection.top(problem.encoder, 300, too_high * expected.hidden_pre.min().item())
+        assert torch.equal(actual.latents, expected.latents)
+        assert torch.equal(actual.tokens, expected.tokens)
+        assert len(guesses) == n_searches
+        assert len(caplog.records) == n_searches - 1  # whoever wants to count them can
+
     def test_what_one_batch_taught_serves_any_next_one(self):
         """Guesses from ordinary, huge, tiny and silent batches before."""
         memory, k = engine.Engine(), 3

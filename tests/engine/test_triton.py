@@ -1,6 +1,7 @@
 """The Triton kernels against torch: on a GPU where there is one, else through Triton's interpreter."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ pytest.importorskip("triton")
 from sae_lens_matryoshka.engine import triton  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # conftest.py turns the interpreter on
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []  # -m gpu is all that a GPU should run
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -60,13 +62,24 @@ class TestNotBelow:
         found = triton.not_below(block, torch.tensor([1.0, 3.0], device=DEVICE))
         assert found.tolist() == [0, 1, 4, 5]
 
-    def test_bfloat16(self):
-        block, bounds = randn(9, 100, dtype=torch.bfloat16), randn(9, dtype=torch.bfloat16)
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+    def test_other_dtypes(self, dtype):
+        block, bounds = randn(9, 100, dtype=dtype), randn(9, dtype=dtype)
         assert torch.equal(triton.not_below(block, bounds), reached(block, bounds))
+
+    def test_float64_is_compared_in_float64(self):
+        block = torch.tensor([[1.0, 1.0 + 1e-12]], dtype=torch.float64, device=DEVICE)
+        assert triton.not_below(block, block[0, 1:]).tolist() == [1]
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 1e-2)]
+    ("dtype", "tolerance"),
+    [
+        (torch.float32, 1e-5),
+        (torch.float64, 1e-12),
+        (torch.bfloat16, 1e-2),
+        (torch.float16, 1e-3),
+    ],
 )
 class TestProducts:
     @settings(deadline=None, max_examples=15)
@@ -97,20 +110,83 @@ class TestProducts:
         assert actual.dtype == dtype
         assert (actual.double() - expected).norm() <= tolerance * scale.norm()
 
-    def test_rows_that_are_not_contiguous(self, dtype, tolerance):
-        table = randn(6, 20, dtype=dtype).T
-        index, offsets = segments(4, 10, 20, 0)
-        weights = randn(10, dtype=dtype)
-        assert torch.equal(
-            triton.weighted_sums(table, index, weights, offsets),
-            triton.weighted_sums(table.contiguous(), index, weights, offsets),
-        )
+
+def expanded(tensor: torch.Tensor) -> torch.Tensor:
+    """Equal numbers, or rows, that share their memory: what `.sum()` gives backwards."""
+    return tensor[:1].expand(tensor.shape)
+
+
+def strided(tensor: torch.Tensor) -> torch.Tensor:
+    """With other numbers between its own."""
+    return torch.stack([tensor, torch.full_like(tensor, 7)], dim=-1)[..., 0]
+
+
+def transposed(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.T.contiguous().T if tensor.dim() == 2 else tensor.flip(0).flip(0)[:]
+
+
+def of_another_column_order(tensor: torch.Tensor) -> torch.Tensor:
+    """A slice of a wider matrix."""
+    return torch.cat([tensor, tensor], dim=-1)[..., : tensor.shape[-1]]
+
+
+LAYOUTS = [expanded, strided, transposed, of_another_column_order]
+
+INDEX = torch.tensor([3, 1, 1, 0, 2, 3, 0], dtype=torch.int32, device=DEVICE)
+OFFSETS = torch.tensor([0, 2, 2, 7], dtype=torch.int32, device=DEVICE)
+ARGUMENTS = {
+    "not_below": (randn(4, 6), randn(4, seed=1)),
+    "weighted_sums": (randn(4, 5), INDEX, randn(7, seed=1), OFFSETS),
+    "dots": (randn(3, 5), randn(4, 5, seed=1), INDEX, OFFSETS),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [(name, i) for name, arguments in ARGUMENTS.items() for i in range(len(arguments))],
+)
+class TestLayouts:
+    """No argument of any primitive needs to be contiguous."""
+
+    def arguments(self, name, position, layout) -> list[torch.Tensor]:
+        arguments = list(ARGUMENTS[name])
+        if layout is expanded and arguments[position] is OFFSETS:
+            arguments[position] = torch.zeros(4, dtype=torch.int32, device=DEVICE)  # all empty
+            if name == "dots":
+                arguments[2] = INDEX[:0]
+        arguments[position] = layout(arguments[position])
+        return arguments
+
+    @pytest.mark.parametrize("primitives", [triton, kernels], ids=["triton", "torch"])
+    def test_same_numbers_as_contiguous(self, primitives, name, position, layout):
+        arguments = self.arguments(name, position, layout)
+        expected = getattr(triton, name)(*(argument.clone().contiguous() for argument in arguments))
+        torch.testing.assert_close(getattr(primitives, name)(*arguments), expected)
 
 
 @pytest.fixture
 def taken_over(monkeypatch) -> None:
     """The engine uses the Triton kernels, on whatever device."""
     monkeypatch.setattr(kernels, "_triton_takes_over", lambda _: True)
+
+
+@pytest.mark.usefixtures("taken_over")
+@pytest.mark.parametrize("with_norm", [True, False])
+def test_gradients_that_share_their_memory(with_norm):
+    """A plain sum of the activations gives an expanded gradient."""
+
+    def gradient() -> torch.Tensor:
+        problem = Problem.random(k=3, with_norm=with_norm).to(DEVICE)
+        problem.W_enc.requires_grad_()
+        problem.sparse_code().acts.sum().backward()
+        assert problem.W_enc.grad is not None
+        return problem.W_enc.grad
+
+    by_triton = gradient()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_triton_takes_over", lambda _: False)
+        torch.testing.assert_close(by_triton, gradient())
 
 
 @pytest.mark.usefixtures("taken_over")
@@ -130,8 +206,57 @@ class TestStep:
         assert_same_numbers(sparse, dense)
 
 
+class TestWorks:
+    """Triton takes over where every kernel gives the right numbers in the dtype at hand."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_known(self, monkeypatch):
+        monkeypatch.setattr(kernels, "_triton_worked", {})
+
+    @pytest.mark.parametrize(
+        "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str
+    )
+    def test_in_every_dtype(self, dtype):
+        assert kernels._triton_works(torch.device(DEVICE), dtype)
+
+    @pytest.mark.parametrize("name", ["not_below", "weighted_sums", "dots"])
+    @pytest.mark.parametrize("fails", ["by an error", "by wrong numbers"])
+    def test_each_kernel_is_tried_in_the_dtype(self, monkeypatch, caplog, name, fails):
+        primitive = getattr(triton, name)
+
+        def broken(first, *others):
+            if first.dtype != torch.bfloat16:
+                return primitive(first, *others)
+            if fails == "by an error":
+                raise RuntimeError("ptxas does not know bf16")
+            return primitive(first, *others) + 1
+
+        monkeypatch.setattr(triton, name, broken)
+        assert kernels._triton_works(torch.device(DEVICE), torch.float32)
+        assert not kernels._triton_works(torch.device(DEVICE), torch.bfloat16)
+        assert "bfloat16" in caplog.text
+
+    def test_nothing_is_learnt_while_a_graph_is_captured(self, monkeypatch):
+        device = torch.device("cuda:0")
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        monkeypatch.setattr(kernels, "_kernels_give_right_numbers", lambda *_: True)
+        assert not kernels._triton_works(device, torch.float32)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        assert kernels._triton_works(device, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["test_triton.py", "test_device.py"])
+def test_a_gpu_runs_this_with_m_gpu(monkeypatch, name):
+    """What runs without a GPU in another way runs on one with all other tests of GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_: self)  # there is none
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: torch.zeros(4))
+    module = runpy.run_path(str(Path(__file__).with_name(name)))
+    assert "gpu" in [mark.name for mark in module["pytestmark"]]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [80, 90, 100])
 def test_kernels_compile_for_a_gpu(capability):
     """Down to machine code, which needs no GPU; in a process without the interpreter."""
     environment = {name: v for name, v in os.environ.items() if name != "TRITON_INTERPRET"}
