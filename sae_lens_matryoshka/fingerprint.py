@@ -11,6 +11,8 @@ from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from sae_lens_matryoshka.ownership import MARKER
+
 _PREPENDS_BOS = True  # SAELens's default in training, for an SAE that does not say
 
 
@@ -19,6 +21,8 @@ def fingerprint(sae: SAE[Any]) -> str:
     digest = hashlib.sha256()
     config = sae.cfg.to_dict()
     config = {k: v for k, v in config.items() if k not in ("metadata", "device", "dtype")}
+    if "reshape_activations" in config:  # whether SAELens flattens the heads, or who calls
+        config["reshape_activations"] = "none"
     metadata = sae.cfg.metadata
     bos = _PREPENDS_BOS if metadata.prepend_bos is None else metadata.prepend_bos
     config |= {"prepend_bos": bos, "seqpos_slice": metadata.seqpos_slice}
@@ -31,10 +35,10 @@ def fingerprint(sae: SAE[Any]) -> str:
 
 
 def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
-    """A hash of the names and contents of files."""
+    """A hash of the names and contents of files, without this package's marker."""
     digest = hashlib.sha256()
     paths = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
-    for path in paths:
+    for path in (path for path in paths if path.name != MARKER):
         digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
         with path.open("rb") as file:
             while block := file.read(2**20):

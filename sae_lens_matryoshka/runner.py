@@ -46,6 +46,8 @@ from sae_lens_matryoshka.finite_rows import MAX_NONFINITE_FRACTION
 from sae_lens_matryoshka.held_out import record_held_out
 from sae_lens_matryoshka.interruptible_trainer import InterruptibleTrainer
 from sae_lens_matryoshka.interruption import Interruption, TrainingFailed, TrainingInterrupted
+from sae_lens_matryoshka.model_identity import KEY as MODEL_IDENTITY
+from sae_lens_matryoshka.model_identity import model_identity
 from sae_lens_matryoshka.resume_check import check_run_is_kept
 from sae_lens_matryoshka.run_check import check_run
 from sae_lens_matryoshka.run_log import RunLog, ValidNames
@@ -184,6 +186,7 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
     @override
     def _set_sae_metadata(self) -> None:
         super()._set_sae_metadata()
+        self.sae.cfg.metadata[MODEL_IDENTITY] = model_identity(self.model)
         run_record.make_plain(self.sae.cfg)
         if self._cache is not None:
             for name in self._cache.unknown(self.cfg):

@@ -50,6 +50,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import sae_lens_matryoshka as slm
 from sae_lens_matryoshka import LanguageModelSAERunnerConfig, MatryoshkaSAETrainingRunner
 from sae_lens_matryoshka.activation_stream import MixingBuffer
+from sae_lens_matryoshka.model_identity import KEY, model_identity
 from sae_lens_matryoshka.runner import TrainingInterrupted
 
 StockConfig = sae_lens.LanguageModelSAERunnerConfig
@@ -224,6 +225,7 @@ def test_run_saves_what_stock_loads_and_says_where(
     saved = SAE.load_from_disk(tmp_path / "output")
     assert saved.cfg.architecture() == "jumprelu"
     assert saved.cfg.metadata.hook_name == "blocks.0.hook_resid_post"
+    assert saved.cfg.metadata[KEY] == model_identity(runner.model)
     x = torch.randn(5, D_IN)
     with torch.no_grad():
         hidden_pre = sae.encode_with_hidden_pre(x)[1]

@@ -12,6 +12,7 @@ from research.demo_model.tokenizer import save_tokenizer
 from research.demo_model.trainer import Trainer, heldout_loss
 from research.demo_model.windows import Documents
 from sae_lens_matryoshka.demo.model import MODEL_NAME
+from sae_lens_matryoshka.ownership import replaced_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,15 +83,16 @@ def export(
     Returns:
         What the card reports.
     """
-    folder = trainer.settings.folder / "model"
-    trainer.model.half().save_pretrained(folder)
-    (folder / "generation_config.json").unlink(missing_ok=True)
-    save_tokenizer(tokenizer, folder)
-    trainer.model.float()  # evaluated with the rounded weights
-    facts = measure(trainer, tokenizer, documents, heldout)
-    (folder / "README.md").write_text(CARD.format(**facts))
-    (folder / "results.json").write_text(json.dumps(facts, indent=2) + "\n")
-    logger.info("wrote %s", folder)
+    target = trainer.settings.folder / "model"
+    with replaced_folder(target) as folder:
+        trainer.model.half().save_pretrained(folder)
+        (folder / "generation_config.json").unlink(missing_ok=True)
+        save_tokenizer(tokenizer, folder)
+        trainer.model.float()  # evaluated with the rounded weights
+        facts = measure(trainer, tokenizer, documents, heldout)
+        (folder / "README.md").write_text(CARD.format(**facts))
+        (folder / "results.json").write_text(json.dumps(facts, indent=2) + "\n")
+    logger.info("wrote %s", target)
     return facts
 
 

@@ -11,6 +11,9 @@ from research.demo_model.muon import Muon
 from research.demo_model.settings import TrainSettings
 from research.demo_model.tokenizer import END_OF_TEXT_ID, alphabetic_tokens, letter_index
 from research.demo_model.windows import BatchStream
+from sae_lens_matryoshka.whole import whole_files
+
+CHECKPOINT = "checkpoint.pt"
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,7 +103,7 @@ class Trainer:
         return loss.item(), letter_loss.item()
 
     def save(self) -> None:
-        """Write the checkpoint: a temporary name first, so that it is never torn."""
+        """Write the checkpoint, which is complete or absent."""
         state = {
             "identity": self.settings.identity(),
             "model": self.model.state_dict(),
@@ -110,10 +113,8 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
         }
-        path = self.settings.folder / "checkpoint.pt"
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(path)
+        with whole_files(self.settings.folder) as staging:
+            torch.save(state, staging / CHECKPOINT)
 
     def restore(self) -> bool:
         """Load the checkpoint, if there is one.
@@ -121,7 +122,7 @@ class Trainer:
         Returns:
             Whether there was one.
         """
-        path = self.settings.folder / "checkpoint.pt"
+        path = self.settings.folder / CHECKPOINT
         if not path.exists():
             return False
         state: dict[str, Any] = torch.load(path, weights_only=True)

@@ -72,8 +72,10 @@ class Footnotes:
 def value_cell(row: Row, column: Column, footnotes: Footnotes, compact: bool = False) -> str:
     """Mean ± standard deviation over seeds, or why there is none; compact without spaces."""
     sample = row.sample(column.metric)
-    unfinished = [o for o in row.of(column.metric.eval) if o.status != "done"]
-    mark = footnotes.mark([_one_line(o.reason) for o in unfinished if o.reason])
+    outcomes, key = row.of(column.metric.eval), column.metric.key
+    reasons = [o.reason for o in outcomes if o.status != "done" and o.reason]
+    notes = [o.notes[key] for o in outcomes if key in o.notes]
+    mark = footnotes.mark([_one_line(reason) for reason in reasons + notes])
     if not sample:
         return _empty_cell(row, column.metric) + mark
     summary = summarize(sample.values())
@@ -103,6 +105,8 @@ def _empty_cell(row: Row, metric: Metric) -> str:
     unfinished = [o for o in outcomes if o.status != "done"]
     if unfinished:
         return CELL_OF_STATUS[unfinished[0].status]
+    if any(metric.key in o.notes for o in outcomes):
+        return CELL_OF_STATUS["not measurable"]
     if metric.eval == FIDELITY:
         return "not measured"
     return CELL_OF_STATUS["done"] if outcomes else "not run"

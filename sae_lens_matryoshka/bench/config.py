@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 from pydantic import Field, StrictBool, field_validator, model_validator
 
 from sae_lens_matryoshka.config_file import ConfigError
+from sae_lens_matryoshka.model_names import hook_of
 from sae_lens_matryoshka.schema import AbsolutePath, Seed, Seeds, Strict, validated
 
 EvalName = Literal["absorption", "sparse_probing", "tpp", "scr", "sae_probes", "core"]
@@ -155,7 +156,8 @@ class BenchConfig(Strict):
     Args:
         kind: "saebench".
         model: The language model.
-        hook_name: The hook that all SAEs were trained on.
+        hook_name: The hook that all SAEs were trained on; for SAEs of a Hugging Face model's block, its module
+            name will do.
         saes: The SAEs.
         evals: Eval to its SAEBench fields, e.g. {"absorption": {"max_k_value": 10}}.
         seeds: Seeds of the evals: probes, prompts, draws of the data.
@@ -186,6 +188,11 @@ class BenchConfig(Strict):
     output: AbsolutePath
     quick: StrictBool = False
     when_quick: dict[str, Any] = {}
+
+    @field_validator("hook_name")
+    @classmethod
+    def _as_transformer_lens_has_it(cls, value: str) -> str:
+        return hook_of(value)
 
     @field_validator("evals", mode="before")
     @classmethod

@@ -90,7 +90,8 @@ def link_data(folder: Path, working_folder: Path) -> None:
     """Let `load_dataset("a/b")` find the folder's data sets from the working folder."""
     for owner in sorted(path for path in folder.iterdir() if path.is_dir()):
         link = working_folder / owner.name
-        link.unlink(missing_ok=True)  # the folder may have moved
+        if link.is_symlink():
+            link.unlink()  # the folder may have moved
         link.symlink_to(owner.absolute(), target_is_directory=True)
 
 

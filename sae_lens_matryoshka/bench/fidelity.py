@@ -23,7 +23,8 @@ class Fidelity:
 
     Args:
         l0: Active latents per token.
-        fvu: Fraction of variance unexplained: sum |x - x_hat|^2 / sum |x - mean(x)|^2.
+        fvu: Fraction of variance unexplained: sum |x - x_hat|^2 / sum |x - mean(x)|^2. BOS, whose norm is an
+            outlier in many models, is not among the tokens; with it FVU can be higher or lower.
         silent: Share of latents that never fired.
         decoder_max_cosine: As the function of that name gives it; no text decides it.
         tokens: Tokens that this was measured on.
@@ -50,7 +51,7 @@ def activations(
         batch_size: Sequences per forward pass.
 
     Returns:
-        (tokens, d_in), or (tokens, heads, d_head) for hook_z; on the CPU.
+        (tokens, d_in) on the CPU, heads flattened.
     """
     store = ActivationsStore.from_sae(
         model, sae, context_size=text.context_size, dataset=text.dataset
@@ -63,7 +64,8 @@ def activations(
     for start in range(0, text.sequences, batch_size):
         tokens = store.get_batch_tokens(min(batch_size, text.sequences - start))
         _, cache = model.run_with_cache(tokens, names_filter=hook, prepend_bos=False)
-        kept.append(cache[hook].cpu()[~torch.isin(tokens.cpu(), ignored)])
+        x = cache[hook].flatten(2).cpu()  # (batch, context, d_in)
+        kept.append(x[~torch.isin(tokens.cpu(), ignored)])
     return torch.cat(kept)
 
 

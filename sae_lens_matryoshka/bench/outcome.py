@@ -55,6 +55,7 @@ class Outcome:
         details: SAEBench's `eval_result_details`, e.g. one entry per letter.
         seconds: Wall time.
         published: Whether it comes from a published file.
+        notes: Metric to what a reader must know of it: why there is no number, or what it leaves out.
     """
 
     sae: str
@@ -69,3 +70,4 @@ class Outcome:
     details: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     published: bool = False
+    notes: dict[str, str] = field(default_factory=dict)

@@ -27,7 +27,25 @@ from sae_lens_matryoshka.bench.results import (
 )
 from sae_lens_matryoshka.bench.rows import DECODER_MAX_COSINE, FVU, L0
 from sae_lens_matryoshka.bench.table import markdown, seeds_of, write_csv
+from sae_lens_matryoshka.ownership import check_replaceable, claim, replaced_folder
 from sae_lens_matryoshka.whole import whole_files, write_json
+
+RECORD = "run.json"
+NAMES = ("results.md", "results.csv", RECORD, "plots", "saebench", "jobs", "work", "logs", "demo")
+"""What a benchmark writes into its output folder."""
+_REPLACED = ("plots", "saebench", "work/*", "demo/data", "demo/*/*/*")
+
+
+def claim_output(output: Path) -> None:
+    """
+    Reserve the names that a benchmark writes, before it begins.
+
+    Raises:
+        ConfigError: Something else has one of these names, or is in a folder that is replaced.
+    """
+    claim(output, "saebench", NAMES, RECORD, _REPLACED)
+    for name in ("plots", "saebench"):
+        check_replaceable(output / name)
 
 
 def compared_metrics(config: BenchConfig) -> list[Metric]:
@@ -43,41 +61,38 @@ def versions_line() -> str:
     return f"sae-bench {version('sae-bench')}, sae-lens {version('sae-lens')}"
 
 
-def write_comparison(config: BenchConfig, outcomes: list[Outcome], jobs: list[Job]) -> str:
-    """Write results.md, results.csv and plots; returns the table."""
+def write_comparison(
+    config: BenchConfig, outcomes: list[Outcome], jobs: list[Job], warnings: list[str]
+) -> str:
+    """Write results.md, results.csv and plots; returns the table, with the warnings below."""
     metrics = compared_metrics(config)
     text = markdown(outcomes, metrics, config.baseline, versions_line())
     if note := other_settings(config, jobs):
         text += f"\n{note}"
+    if warnings:
+        text += "\n".join(["", "Warnings:", "", *(f"- {one}" for one in warnings)]) + "\n"
     with whole_files(config.output) as staging:
         (staging / "results.md").write_text(text, encoding="utf-8")
     write_csv(outcomes, metrics, config.output / "results.csv")
-    shutil.rmtree(config.output / "plots", ignore_errors=True)  # no picture of another config
     heading = Heading(
         config.model.label, config.hook_name, (seeds_of(outcomes), f"{versions_line()}.")
     )
-    write_plots(outcomes, metrics, config.output / "plots", heading, config.baseline)
+    with replaced_folder(config.output / "plots") as staging:  # no picture of another config
+        write_plots(outcomes, metrics, staging, heading, config.baseline)
     return text
 
 
 def collect_saebench(config: BenchConfig, jobs: list[Job]) -> None:
     """SAEBench's own JSON files, named as SAEBench names them, in a folder per eval and seed."""
-    tree = config.output / "saebench"
-    unfinished = tree.with_name("saebench.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for job in jobs:
-        if job.eval == FIDELITY:
-            continue
-        folder = unfinished / job.eval / ("no_seed" if job.seed is None else f"seed_{job.seed}")
-        folder.mkdir(parents=True)
-        for item in job.items:
-            if is_done(item):
-                shutil.copy(
-                    Path(item.folder, RESULT), folder / f"{item.name}_custom_sae_eval_results.json"
-                )
-    shutil.rmtree(tree, ignore_errors=True)
-    if unfinished.exists():
-        os.replace(unfinished, tree)
+    with replaced_folder(config.output / "saebench") as tree:
+        for job in jobs:
+            if job.eval == FIDELITY:
+                continue
+            folder = tree / job.eval / ("no_seed" if job.seed is None else f"seed_{job.seed}")
+            folder.mkdir(parents=True)
+            for item in filter(is_done, job.items):
+                name = f"{item.name}_custom_sae_eval_results.json"
+                shutil.copy(Path(item.folder, RESULT), folder / name)
 
 
 def write_run(
@@ -86,6 +101,7 @@ def write_run(
     opened: list[OpenedSAE],
     model_key: str,
     data_keys: dict[str, str],
+    warnings: list[str],
     seconds: float,
 ) -> None:
     """Write run.json: everything that decides the numbers, and how long they took."""
@@ -102,11 +118,14 @@ def write_run(
             "saes": {one.source.name: one.fingerprint for one in opened},
             "data": data_keys,
         },
+        "trained_on": {one.source.name: one.metadata.get("model_name") for one in opened},
+        "warnings": warnings,
         "metrics": [asdict(metric) for metric in compared_metrics(config)],
         "jobs": [_job_record(config, job) for job in jobs],
         "seconds": round(seconds, 1),
     }
-    write_json(config.output / "run.json", content)
+    with whole_files(config.output) as staging:
+        write_json(staging / RECORD, content)
 
 
 def _job_record(config: BenchConfig, job: Job) -> dict[str, Any]:

@@ -35,6 +35,7 @@ PACKAGES = (
     "numpy",
     "scikit-learn",
 )
+HEADS_UNKNOWN_TO_CORE = ("hook_rot_q", "hook_rot_k", "hook_result")
 RESULTS_FORMAT = {FIDELITY: 2}
 """By eval, 1 where it has none; raised whenever this package computes something else from the same settings."""
 
@@ -99,11 +100,12 @@ class Job:
 
 @dataclass(frozen=True)
 class OpenedSAE:
-    """An SAE as the plan sees it: its place in the config, levels and content."""
+    """An SAE as the plan sees it: its place in the config, levels, content and metadata."""
 
     source: SAESource
     levels: list[Level]
     fingerprint: str
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def check_evals(config: BenchConfig) -> None:
@@ -113,9 +115,19 @@ def check_evals(config: BenchConfig) -> None:
     Raises:
         ConfigError: Something does not fit.
     """
+    layer = layer_of(config.hook_name)
+    if layer is None:
+        raise ConfigError(
+            f"hook_name: {config.hook_name!r} is outside the model's blocks, but SAEBench needs a layer. Give a hook "
+            "such as blocks.1.hook_resid_post."
+        )
     for name, given in config.evals.items():
         eval_config(name, given)
-        layer = layer_of(config.hook_name)
+        if name == "core" and config.hook_name.endswith(HEADS_UNKNOWN_TO_CORE):
+            raise ConfigError(
+                f"evals.core: SAEBench does not know that {config.hook_name} has a dimension for heads, and fails on "
+                "it. Leave core out."
+            )
         if needs_resid_post(name) and config.hook_name != f"blocks.{layer}.hook_resid_post":
             raise ConfigError(
                 f"evals.{name}: SAEBench reads hook_resid_post of the SAE's layer whatever the SAE's own hook "

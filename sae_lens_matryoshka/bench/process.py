@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,8 +24,14 @@ from sae_lens_matryoshka.bench.results import (
     read_status,
     write_status,
 )
+from sae_lens_matryoshka.ownership import new_scratch, remove_scratch
 from sae_lens_matryoshka.whole import write_json
 
+WORK_CONTENTS = (
+    *("cwd", "cache", "cache.partial", "scratch", "datasets"),
+    *("job.json*", f"{CURRENT}*", f"{SETUP_ERROR}*"),
+)
+"""What a job and its worker write into the job's working folder."""
 POLL_SECONDS = 0.2
 TAIL_BYTES, TAIL_CHARS = 20_000, 1_000
 
@@ -98,6 +103,7 @@ def _unfinished(job: Job) -> list[Item]:
 
 def _start(config: BenchConfig, job: Job, left: list[Item]) -> Running:
     work = Path(job.work)
+    new_scratch(work)
     cwd = work / "cwd"
     cwd.mkdir(parents=True, exist_ok=True)
     for name in (CURRENT, SETUP_ERROR):
@@ -165,7 +171,7 @@ def _ended(config: BenchConfig, one: Running) -> list[Item]:
     again = _settle(config, one, [item for item in one.left if read_status(item) is None])
     _add_seconds(config.output / "jobs" / one.job.name / "job.json", one.started)
     if all(map(is_finished, one.job.items)):
-        shutil.rmtree(work)  # else its caches serve the next try
+        remove_scratch(work, WORK_CONTENTS)  # else its caches serve the next try
     return again
 
 

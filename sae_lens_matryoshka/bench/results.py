@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from sae_lens_matryoshka.bench.config import BenchConfig, PublishedSource
+from sae_lens_matryoshka.bench.gaps import gaps, is_placeholder
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Outcome
 from sae_lens_matryoshka.bench.plan import Item, Job
 from sae_lens_matryoshka.config_file import ConfigError
@@ -37,9 +38,17 @@ _NOT_COMPARED = (
 _EVAL_OF_TYPE = {"absorption_first_letter": "absorption", "sparse_probing_sae_probes": "sae_probes"}
 
 
-def write_status(item: Item, status: str, reason: str = "", seconds: float = 0.0) -> None:
-    """Say how an item ended; the last thing written of it."""
-    content = {"status": status, "reason": reason, "seconds": seconds}
+def write_status(
+    item: Item,
+    status: str,
+    reason: str = "",
+    seconds: float = 0.0,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Say how an item ended, with notes on single metrics; the last thing written of it."""
+    content: dict[str, Any] = {"status": status, "reason": reason, "seconds": seconds}
+    if notes:
+        content["notes"] = dict(notes)
     write_json(Path(item.folder, STATUS), content)
 
 
@@ -51,6 +60,11 @@ def read_status(item: Item) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return None if status["status"] == "done" and not (folder / RESULT).exists() else status
+
+
+def identity_file(output: Path, job: Job) -> Path:
+    """Where a job leaves the identity of the model that it measured on."""
+    return output / "jobs" / job.name / "model.json"
 
 
 def is_done(item: Item) -> bool:
@@ -72,17 +86,23 @@ def read_metrics(path: Path) -> tuple[dict[str, float], list[dict[str, Any]]]:
         path: The JSON file.
 
     Returns:
-        Key to value over all categories, and `eval_result_details`. Core writes -1 for NaN; it is NaN
-        here.
+        Key to value over all categories, NaN where SAEBench writes -1 for a number that it does not
+        have; and `eval_result_details`.
     """
     result = json.loads(path.read_text())
     metrics: dict[str, float] = {}
     for category in cast(dict[str, dict[str, Any]], result["eval_result_metrics"]).values():
         for key, value in category.items():
             if isinstance(value, int | float):
-                is_nan = result["eval_type_id"] == "core" and value == -1
-                metrics[key] = math.nan if is_nan else float(value)
+                missing = is_placeholder(result["eval_type_id"], key, value)
+                metrics[key] = math.nan if missing else float(value)
     return metrics, result.get("eval_result_details") or []
+
+
+def _found(path: Path) -> dict[str, Any]:
+    """What an outcome holds of one of SAEBench's result files."""
+    metrics, details = read_metrics(path)
+    return {"metrics": metrics, "details": details, "notes": gaps(json.loads(path.read_text()))}
 
 
 def outcomes_of(config: BenchConfig, jobs: list[Job]) -> list[Outcome]:
@@ -95,10 +115,10 @@ def outcomes_of(config: BenchConfig, jobs: list[Job]) -> list[Outcome]:
 
 def _outcome(config: BenchConfig, job: Job, item: Item) -> Outcome:
     status = read_status(item) or {"status": "missing", "reason": "not run", "seconds": 0.0}
-    metrics: dict[str, float] = {}
-    details: list[dict[str, Any]] = []
+    found: dict[str, Any] = {}
     if status["status"] == "done":
-        metrics, details = read_metrics(Path(item.folder, RESULT))
+        found = _found(Path(item.folder, RESULT))
+        found["notes"] |= status.get("notes", {})
     return Outcome(
         sae=config.saes[item.sae].name,
         level=item.level,
@@ -108,9 +128,8 @@ def _outcome(config: BenchConfig, job: Job, item: Item) -> Outcome:
         seed=job.seed,
         status=status["status"],
         reason=status["reason"],
-        metrics=metrics,
-        details=details,
         seconds=status["seconds"],
+        **found,
     )
 
 
@@ -128,8 +147,7 @@ def published_outcomes(source: PublishedSource) -> Iterator[Outcome]:
     for path in source.files:
         try:
             result = json.loads(path.read_text())
-            metrics, details = read_metrics(path)
-            name = _eval_of(result)
+            name, content = _eval_of(result), _found(path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 f"published {source.name!r}: {path} is none of SAEBench's result files ({error!r})."
@@ -140,7 +158,7 @@ def published_outcomes(source: PublishedSource) -> Iterator[Outcome]:
                 "or another entry under published."
             )
         width = int((result.get("sae_cfg_dict") or {}).get("d_sae") or 0)
-        found[name] = outcome(width=width, eval=name, metrics=metrics, details=details)
+        found[name] = outcome(width=width, eval=name, **content)
     core = found["core"].metrics if "core" in found else {}
     l0, fvu = source.l0 if source.l0 is not None else core.get("l0"), source.fvu
     if l0 is None or fvu is None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from sae_lens import SAE
 
+from sae_lens_matryoshka.bench import seams
 from sae_lens_matryoshka.bench.config import BenchConfig
 from sae_lens_matryoshka.bench.evals import eval_config
 from sae_lens_matryoshka.bench.models import device_of
@@ -43,6 +44,8 @@ class Runner(ABC):
         cache: Path,
     ):
         self.model, self.like, self.cache, self.name = model, like, cache, job.eval
+        if job.eval != "core":  # which flattens heads itself, and puts them back
+            seams.flatten_heads(model, config.hook_name)
         self.device = device_of(config.model)
         self.label = config.model.label
         self.upstream_defaults = config.upstream_defaults
@@ -84,6 +87,10 @@ class Runner(ABC):
         Raises:
             NotMeasurable: The eval has no number for this SAE.
         """
+
+    def notes(self) -> dict[str, str]:
+        """What a reader must know of single metrics that the last run gave, by metric."""
+        return {}
 
 
 def reset_random_state(seed: int) -> None:

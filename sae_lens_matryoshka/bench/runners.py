@@ -1,6 +1,7 @@
 """SAEBench's evals, run on one SAE at a time over a cache that is built before the first of them."""
 
 import json
+import pickle
 import shutil
 from dataclasses import asdict
 from importlib import import_module
@@ -17,8 +18,9 @@ from sae_lens_matryoshka.bench.absorption import AbsorptionRunner
 from sae_lens_matryoshka.bench.config import TextSource
 from sae_lens_matryoshka.bench.evals import SMALLEST_DICTIONARY, counts
 from sae_lens_matryoshka.bench.fidelity import activations, measure
+from sae_lens_matryoshka.bench.gaps import nothing_to_regain
 from sae_lens_matryoshka.bench.outcome import FIDELITY
-from sae_lens_matryoshka.bench.runner import Runner
+from sae_lens_matryoshka.bench.runner import NotMeasurable, Runner
 from sae_lens_matryoshka.whole import save_tensor
 
 SAE_PROBES_CONTEXT = 1024  # its own; longer texts lose their beginning
@@ -39,6 +41,11 @@ class FidelityRunner(Runner):
             text = TextSource(**self.given)
             save_tensor(path, activations(self.model, sae, text, self.batch_size))
         x = torch.load(path, weights_only=True)
+        if bool((x == x[:1]).all()):
+            raise NotMeasurable(
+                f"the text gives {len(x)} activations without a difference (BOS, EOS and PAD do not count); more "
+                "text.sequences or another text are needed"
+            )
         found = measure(sae.to(self.device, getattr(torch, self.dtype)), x)
         result = {"eval_type_id": FIDELITY, "eval_result_metrics": {FIDELITY: asdict(found)}}
         (output / f"{name}_eval_results.json").write_text(json.dumps(result, indent=2))
@@ -88,6 +95,18 @@ class DatasetRunner(Runner):
             str(output),
             artifacts_path=str(self.cache / "artifacts"),
         )
+
+    @override
+    def notes(self) -> dict[str, str]:
+        if self.name != "scr":
+            return {}
+        accuracies: dict[str, dict[str, float]] = {}
+        for path in sorted((self.cache / "artifacts").rglob("*_probes.pkl")):
+            with path.open("rb") as file:  # SAEBench has just written it
+                accuracies[path.name.removesuffix("_probes.pkl")] = pickle.load(file)[
+                    "llm_test_accuracies"
+                ]
+        return nothing_to_regain(accuracies, counts(self.name, self.eval_config()))
 
 
 class SaeProbesRunner(Runner):

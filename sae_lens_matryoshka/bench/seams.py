@@ -107,3 +107,26 @@ def remember_activations(model: "HookedTransformer", position: int) -> None:
         return None, {hook: seen[key][:, None].expand(-1, -position, -1)}
 
     vars(model)["run_with_cache"] = run_with_cache
+
+
+def flatten_heads(model: "HookedTransformer", hook_name: str) -> None:
+    """
+    Show activations with a dimension for heads, such as hook_z's, as SAEs read them.
+
+    SAEBench's probing expects (batch, context, d_in). Only this model object is changed, and only what
+    functions on the hook are given; nothing that they return may replace the activations.
+
+    Args:
+        model: The model.
+        hook_name: The hook.
+    """
+    point: Any = model.hook_dict[hook_name]
+    add_hook = point.add_hook
+
+    def add(function: Any, *args: Any, **kwargs: Any) -> None:
+        def on_flat(activations: Any, hook: Any) -> Any:  # (batch, context, heads, d_head) or flat
+            return function(activations.flatten(2), hook=hook)
+
+        add_hook(on_flat, *args, **kwargs)
+
+    point.add_hook = add

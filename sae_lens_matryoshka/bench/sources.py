@@ -13,6 +13,7 @@ from sae_lens_matryoshka.bench.config import SAESource
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.hub.download import download_sae
 from sae_lens_matryoshka.hub.folder import open_folder
+from sae_lens_matryoshka.model_names import hook_of
 from sae_lens_matryoshka.sae import (
     MatryoshkaSAE,
     copy_of,
@@ -99,11 +100,21 @@ def bench_form(sae: SAE[Any], name: str, hook_name: str, model_name: str) -> SAE
         model_name: The model's label, for an SAE that names none.
 
     Raises:
-        ConfigError: It was trained on another hook, its weights are not finite, or its norms cannot be
-            folded.
+        ConfigError: It was trained on another hook, on one head or as a transcoder, its weights are not
+            finite, or its norms cannot be folded.
     """
     copied = inference_form(sae) if isinstance(sae, TrainingSAE) else copy_of(sae)
-    trained_on = copied.cfg.metadata.hook_name
+    if hasattr(copied.cfg, "d_out"):
+        raise ConfigError(
+            f"SAE {name!r} is a transcoder: it reconstructs another activation than its input, which neither SAEBench "
+            "nor FVU here measures. Leave it out."
+        )
+    if (head := copied.cfg.metadata.hook_head_index) is not None:
+        raise ConfigError(
+            f"SAE {name!r} was trained on head {head} alone, but SAEBench's probing reads all heads of a hook. Leave "
+            "it out."
+        )
+    trained_on = _trained_on(copied, name)
     kwargs: dict[str, Any] = copied.cfg.metadata.model_from_pretrained_kwargs or {}
     if processed := [key for key in PROCESSING if kwargs.get(key)]:
         raise ConfigError(
@@ -117,6 +128,9 @@ def bench_form(sae: SAE[Any], name: str, hook_name: str, model_name: str) -> SAE
         )
     if broken := not_finite(copied):
         raise ConfigError(f"SAE {name!r} holds numbers that are not finite in {', '.join(broken)}.")
+    if copied.cfg.reshape_activations != "none":
+        copied.cfg.reshape_activations = "none"  # here heads are flattened before the SAE sees them
+        copied.turn_off_forward_pass_hook_z_reshaping()
     copied.cfg.metadata.hook_name = hook_name
     copied.cfg.metadata.model_name = copied.cfg.metadata.model_name or model_name
     if copied.cfg.metadata.prepend_bos is None:
@@ -131,6 +145,15 @@ def bench_form(sae: SAE[Any], name: str, hook_name: str, model_name: str) -> SAE
                 "target_l0, as_jumprelu=True) gives one that can be measured."
             ) from error
     return copied
+
+
+def _trained_on(sae: SAE[Any], name: str) -> str | None:
+    """The hook that an SAE's metadata names, as TransformerLens has it."""
+    place = sae.cfg.metadata.hook_name
+    try:
+        return place and hook_of(place)
+    except ValueError as error:
+        raise ConfigError(f"SAE {name!r} cannot be measured: {error}.") from error
 
 
 def chosen_levels(sae: SAE[Any], source: SAESource) -> list[Level]:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +22,12 @@ from sae_lens_matryoshka.bench.data import check_local, data_fingerprints
 from sae_lens_matryoshka.bench.disk import check_disk, in_gigabytes
 from sae_lens_matryoshka.bench.models import check_same_model, demo_key, model_fingerprint
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Outcome
-from sae_lens_matryoshka.bench.output import collect_saebench, write_comparison, write_run
+from sae_lens_matryoshka.bench.output import (
+    claim_output,
+    collect_saebench,
+    write_comparison,
+    write_run,
+)
 from sae_lens_matryoshka.bench.plan import (
     Job,
     OpenedSAE,
@@ -31,18 +35,25 @@ from sae_lens_matryoshka.bench.plan import (
     make_jobs,
     needed_data,
 )
-from sae_lens_matryoshka.bench.process import SetupError, python_path, run_jobs, threads_of
+from sae_lens_matryoshka.bench.process import (
+    WORK_CONTENTS,
+    SetupError,
+    python_path,
+    run_jobs,
+    threads_of,
+)
 from sae_lens_matryoshka.bench.results import (
     is_finished,
     outcomes_of,
     published_outcomes,
     write_status,
 )
+from sae_lens_matryoshka.bench.same_model import warn_of_identities, warn_of_names
 from sae_lens_matryoshka.bench.sources import bench_form, chosen_levels, demo_sae_folder, open_sae
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.fingerprint import fingerprint
+from sae_lens_matryoshka.ownership import remove_scratch, replaced_folder
 from sae_lens_matryoshka.schema import did_you_mean
-from sae_lens_matryoshka.whole import whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +70,7 @@ class BenchReport:
         markdown: The comparison as text.
         folder: Where everything lies.
         only: The evals that this run was about; None for all.
+        warnings: Which SAEs seem to belong to another model; also in the text.
     """
 
     outcomes: list[Outcome]
@@ -66,6 +78,7 @@ class BenchReport:
     folder: Path
 
     only: Sequence[str] | None = None
+    warnings: Sequence[str] = ()
 
     @property
     def failed(self) -> list[Outcome]:
@@ -104,6 +117,7 @@ def run(
     for source in config.published:
         list(published_outcomes(source))
     with _locked(config.output):
+        claim_output(config.output)
         model_key = model_fingerprint(config.model)
         _prepare_demo(config)
         data = needed_data(config)
@@ -111,16 +125,17 @@ def run(
             for name in dict.fromkeys(chain.from_iterable(data.values())):
                 check_local(config.data_folder, name)
         opened, d_in = _open_saes(config)
+        warnings = warn_of_names(config, opened)
         data_keys = data_fingerprints(config.data_folder, data)
         jobs = make_jobs(config, opened, model_key, data_keys)
         _remove_old_work(config, jobs)
-        _run(config, [job for job in jobs if _is_chosen(job, only)], d_in, verbose)
+        warnings += _run(config, opened, [j for j in jobs if _is_chosen(j, only)], d_in, verbose)
         jobs = [job for job in jobs if _is_chosen(job, only) or any(map(is_finished, job.items))]
         outcomes = outcomes_of(config, jobs)
-        text = write_comparison(config, outcomes, jobs)
+        text = write_comparison(config, outcomes, jobs, warnings)
         collect_saebench(config, jobs)
-        write_run(config, jobs, opened, model_key, data_keys, time.monotonic() - start)
-    return BenchReport(outcomes, text, config.output, only)
+        write_run(config, jobs, opened, model_key, data_keys, warnings, time.monotonic() - start)
+    return BenchReport(outcomes, text, config.output, only, warnings)
 
 
 def _check_only(config: BenchConfig, only: Sequence[str] | None) -> None:
@@ -166,10 +181,10 @@ def _prepare_demo(config: BenchConfig) -> None:
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Make a folder as a whole or not at all, and anew when what makes it changed (demo_key)."""
+    """Write a complete folder, again when what makes it changed (demo_key)."""
     key, made_by = demo_key(), folder / ".made_by"
     if not made_by.exists() or made_by.read_text() != key:
-        with whole_folder(folder) as unfinished:
+        with replaced_folder(folder) as unfinished:
             make(unfinished)
             (unfinished / made_by.name).write_text(key)
 
@@ -213,9 +228,10 @@ def _open_saes(config: BenchConfig) -> tuple[list[OpenedSAE], int]:
     sizes: dict[str, int] = {}
     for source in config.saes:
         sae = open_sae(source, config.demo_saes)
+        metadata = sae.cfg.metadata.to_dict()
         check_same_model(config.model, sae.cfg.metadata.model_name, source.name)
         sae = bench_form(sae, source.name, config.hook_name, config.model.label)
-        opened.append(OpenedSAE(source, chosen_levels(sae, source), fingerprint(sae)))
+        opened.append(OpenedSAE(source, chosen_levels(sae, source), fingerprint(sae), metadata))
         sizes[source.name] = sae.cfg.d_in
     if len(set(sizes.values())) > 1:
         listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
@@ -230,10 +246,13 @@ def _remove_old_work(config: BenchConfig, jobs: list[Job]) -> None:
     wanted = {job.name for job in jobs}
     for folder in (config.output / "work").glob("*"):
         if folder.name not in wanted:
-            shutil.rmtree(folder)
+            remove_scratch(folder, WORK_CONTENTS)
 
 
-def _run(config: BenchConfig, jobs: list[Job], d_in: int, verbose: bool) -> None:
+def _run(
+    config: BenchConfig, opened: list[OpenedSAE], jobs: list[Job], d_in: int, verbose: bool
+) -> list[str]:
+    """Run what is not finished; returns which SAEs were trained on another model."""
     for job in jobs:
         for item in job.items:
             if item.too_narrow and not is_finished(item):
@@ -242,7 +261,7 @@ def _run(config: BenchConfig, jobs: list[Job], d_in: int, verbose: bool) -> None
     left = [job for job in jobs if not all(map(is_finished, job.items))]
     items = sum(not is_finished(item) for job in left for item in job.items)
     if not left:
-        return
+        return warn_of_identities(config, opened, jobs)
     needed = check_disk(config, left, d_in)
     label = f"{len(left)} jobs, up to {in_gigabytes(needed)} of disk for caches"
     with tqdm(total=items, desc=label, unit="level", disable=not verbose) as bar:
@@ -259,6 +278,8 @@ def _run(config: BenchConfig, jobs: list[Job], d_in: int, verbose: bool) -> None
         try:
             # L0 and FVU first: what is wrong with model or hook shows before hours of work
             run_jobs(config, [job for job in left if job.eval == FIDELITY], progress)
+            warnings = warn_of_identities(config, opened, jobs)
             run_jobs(config, [job for job in left if job.eval != FIDELITY], progress)
         except SetupError as error:
             raise ConfigError(str(error)) from error
+    return warnings

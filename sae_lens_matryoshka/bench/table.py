@@ -28,7 +28,7 @@ CSV_HEADER = (
 READING = (
     "↑ higher is better, ↓ lower is better. Cells are the mean ± sample standard deviation over "
     "seeds (n of them, where the eval ran with more). L0: active latents per token. "
-    "FVU: fraction of variance unexplained."
+    "FVU: fraction of variance unexplained. Both are measured without the tokens BOS, EOS and PAD."
 )
 
 LEVELS_READING = (
@@ -83,8 +83,10 @@ def _sorted(outcomes: Sequence[Outcome], metrics: Sequence[Metric]) -> list[Outc
 
 def _csv_rows(outcome: Outcome, metrics: Sequence[Metric]) -> Iterator[list[str]]:
     known = [m.key for m in metrics if m.eval == outcome.eval]
-    numbers = [(key, repr(float(outcome.metrics[key]))) for key in _ordered(outcome.metrics, known)]
-    for key, value in numbers or [("", "")]:
+    keys = _ordered({**outcome.metrics, **outcome.notes}, known)
+    for key in keys or [""]:
+        is_number = key in outcome.metrics
+        note = outcome.notes.get(key, outcome.reason)
         yield [
             outcome.sae,
             str(outcome.level),
@@ -92,9 +94,9 @@ def _csv_rows(outcome: Outcome, metrics: Sequence[Metric]) -> Iterator[list[str]
             "" if outcome.seed is None else str(outcome.seed),
             outcome.eval,
             key,
-            value,
-            outcome.status,
-            outcome.reason,
+            repr(float(outcome.metrics[key])) if is_number else "",
+            outcome.status if is_number or not key else "not measurable",
+            note,
             repr(float(outcome.seconds)),
             str(outcome.published).lower(),
         ]

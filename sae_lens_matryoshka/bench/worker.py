@@ -17,12 +17,14 @@ from sae_lens import SAE
 
 from sae_lens_matryoshka.bench.config import BenchConfig
 from sae_lens_matryoshka.bench.models import check_hook, open_model
+from sae_lens_matryoshka.bench.outcome import FIDELITY
 from sae_lens_matryoshka.bench.plan import Item, Job
 from sae_lens_matryoshka.bench.results import (
     CURRENT,
     RESTART,
     RESULT,
     SETUP_ERROR,
+    identity_file,
     read_metrics,
     write_status,
 )
@@ -35,6 +37,7 @@ from sae_lens_matryoshka.bench.sources import (
     open_sae,
 )
 from sae_lens_matryoshka.fingerprint import fingerprint
+from sae_lens_matryoshka.model_identity import model_identity
 from sae_lens_matryoshka.parent_process import end_with_the_parent
 from sae_lens_matryoshka.sae import copy_of
 from sae_lens_matryoshka.whole import write_json
@@ -111,6 +114,8 @@ class _SAEs:
 def _runner(config: BenchConfig, job: Job, like: SAE[Any]) -> Runner:
     try:
         model = open_model(config.model)
+        if job.eval == FIDELITY:
+            write_json(identity_file(config.output, job), model_identity(model))
         check_hook(model, config.hook_name, {config.saes[job.items[0].sae].name: like.cfg.d_in})
         cache = Path(job.work, "cache")
         runner = RUNNERS[job.eval](config, job, model, copy_of(like), cache)
@@ -144,7 +149,7 @@ def _measure(job: Job, runner: Runner, item: Item, sae: SAE[Any], start: float) 
     unfinished = Path(item.folder, f"{RESULT}.partial")
     shutil.copy(results[0], unfinished)
     os.replace(unfinished, Path(item.folder, RESULT))
-    write_status(item, "done", seconds=time.monotonic() - start)
+    write_status(item, "done", seconds=time.monotonic() - start, notes=runner.notes())
 
 
 def _in_short(error: Exception) -> str:

@@ -1,9 +1,9 @@
 """The SAEs that benchmarks on the demo model compare: Matryoshka and flat, all else equal."""
 
 import os
-import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sae_lens_matryoshka.demo.model import load_model
 from sae_lens_matryoshka.demo.quickstart import SMALL, Size, train
@@ -26,12 +26,13 @@ def train_sae(which: str, folder: Path, seed: int, small: bool) -> None:
     """
     size = SMALL if small else BENCHMARKED
     widths = [size.d_sae] if which == "batchtopk" else None
-    run = folder / "run"
     recipe = "best" if which == "best" else None
-    train(load_model(), shuffled(texts("train"), seed), run, size, widths, recipe, seed)
-    for path in (run / "sae").iterdir():
-        os.replace(path, folder / path.name)
-    shutil.rmtree(run)
+    if any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty. Give an empty folder.")
+    with TemporaryDirectory(dir=folder) as run:
+        train(load_model(), shuffled(texts("train"), seed), Path(run), size, widths, recipe, seed)
+        for path in Path(run, "sae").iterdir():
+            os.replace(path, folder / path.name)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from sae_lens_matryoshka.level_results import (
     measurement,
     record,
 )
+from sae_lens_matryoshka.ownership import claim
 from sae_lens_matryoshka.recipes import Recipe
 from sae_lens_matryoshka.runner import (
     LanguageModelSAERunnerConfig,
@@ -111,10 +112,12 @@ def run(output: Path = Path("quickstart"), small: bool = False) -> list[LevelRes
         One result per level, innermost first.
 
     Raises:
+        ConfigError: The folder holds an SAE or checkpoints that no quickstart wrote.
         ImportError: The extra [demo], which brings the texts, is not installed.
     """
     warnings.filterwarnings("ignore", module="sae_lens|transformer_lens")
     start, size, console = time.monotonic(), SMALL if small else FULL, terminal()
+    claim(output, "quickstart", ("sae", "checkpoints"))
     model = load_model()
     heldout = shuffled(texts("heldout", without=NOT_SHOWN))
     train(model, shuffled(texts("train")), output, size)

@@ -19,7 +19,8 @@ from sae_lens.synthetic import (
 
 from sae_lens_matryoshka.fingerprint import hash_files
 from sae_lens_matryoshka.ground_truth.orthogonal_features import feature_dictionary
-from sae_lens_matryoshka.whole import as_read, whole_folder
+from sae_lens_matryoshka.ownership import replaced_folder
+from sae_lens_matryoshka.whole import as_read
 
 _HIERARCHY = HierarchyConfig(
     total_root_nodes=128,
@@ -90,7 +91,7 @@ def load_model(folder: Path) -> SyntheticModel:
 
 
 def _write(model: SyntheticModel, folder: Path) -> None:
-    with whole_folder(folder) as staging:
+    with replaced_folder(folder) as staging:
         model.save(staging)
 
 

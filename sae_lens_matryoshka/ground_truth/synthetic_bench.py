@@ -13,6 +13,7 @@ from sae_lens.synthetic import SyntheticModel
 from tqdm import tqdm
 
 import sae_lens_matryoshka
+from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.ground_truth import lockstep
 from sae_lens_matryoshka.ground_truth.own_randomness import OwnRandomness
 from sae_lens_matryoshka.ground_truth.side_by_side import Tell, side_by_side
@@ -22,6 +23,7 @@ from sae_lens_matryoshka.ground_truth.synthetic_config import SyntheticConfig
 from sae_lens_matryoshka.ground_truth.synthetic_measures import Judge, Measures
 from sae_lens_matryoshka.ground_truth.synthetic_table import tables
 from sae_lens_matryoshka.ground_truth.unfinished import Unfinished
+from sae_lens_matryoshka.ownership import check_replaceable, claim
 from sae_lens_matryoshka.whole import as_read, whole_files, write_json
 
 # What a number may depend on beside the configuration.
@@ -30,6 +32,11 @@ VERSIONS = {
     "sae-lens": sae_lens.__version__,
     "torch": str(torch.__version__),
 }
+
+RECORD = "results.json"
+NAMES = (RECORD, "results.md", "runs", "saes", "model", "unfinished")
+"""What a comparison writes into its output folder."""
+REPLACED = ("saes/*/*", "model", "unfinished/*")
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,11 @@ def run(config: SyntheticConfig, verbose: bool = True) -> tuple[list[Run], str]:
     Returns:
         The runs, by arm and seed, and the tables in Markdown.
     """
+    claim(config.output, config.kind, NAMES, RECORD, REPLACED)
     model_hash = save_model(config.model, _model_folder(config))
     tasks = _tasks(config, model_hash)
+    for folder in (_sae_folder(config, arm, task.seed) for task in tasks for arm in task.arms):
+        check_replaceable(folder)
     if verbose:
         n_all = len(config.arms) * len(config.seeds)
         n_finished = n_all - sum(len(task.arms) for task in tasks)
@@ -111,7 +121,7 @@ def train_seed(task: SeedTask, tell: Tell) -> None:
     judge = Judge(model, draw, config.batch_size)
     for arm, sae in trained.items():
         _run_file(config, arm, seed).unlink(missing_ok=True)  # the SAE that it is about goes
-        measures = judge.measure(sae, config.output / "saes" / arm / f"seed_{seed}")
+        measures = judge.measure(sae, _sae_folder(config, arm, seed))
         content = {
             "arm": arm,
             "seed": seed,
@@ -165,7 +175,10 @@ def _is_finished(config: SyntheticConfig, arm: str, seed: int, model_hash: str) 
     if not file.is_file():
         return False
     wanted = as_read(_configuration(config, arm, seed, model_hash))
-    return json.loads(file.read_text(encoding="utf-8"))["configuration"] == wanted
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["configuration"] == wanted
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is no result of this benchmark. Move it away.") from error
 
 
 def _configuration(config: SyntheticConfig, arm: str, seed: int, model_hash: str) -> dict[str, Any]:
@@ -187,6 +200,10 @@ def _configuration(config: SyntheticConfig, arm: str, seed: int, model_hash: str
 
 def _model_folder(config: SyntheticConfig) -> Path:
     return config.output / "model"
+
+
+def _sae_folder(config: SyntheticConfig, arm: str, seed: int) -> Path:
+    return config.output / "saes" / arm / f"seed_{seed}"
 
 
 def _run_file(config: SyntheticConfig, arm: str, seed: int) -> Path:
@@ -212,5 +229,5 @@ def _write(config: SyntheticConfig, runs: Sequence[Run], text: str) -> None:
         "runs": [asdict(run) for run in runs],
     }
     with whole_files(config.output) as staging:
-        write_json(staging / "results.json", content)
+        write_json(staging / RECORD, content)
         (staging / "results.md").write_text(text, encoding="utf-8")

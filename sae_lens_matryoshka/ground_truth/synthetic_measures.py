@@ -16,7 +16,7 @@ from sae_lens.synthetic import (
 
 from sae_lens_matryoshka.ground_truth.absorption_rate import absorption_rate, children_by_parent
 from sae_lens_matryoshka.ground_truth.stored_draw import Replay, StoredDraw
-from sae_lens_matryoshka.whole import whole_folder
+from sae_lens_matryoshka.ownership import replaced_folder
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Judge:
     def measure(self, trained: TrainingSAE[Any], folder: Path) -> Measures:
         """Save an SAE in a folder, load it with stock SAELens, and measure that."""
         in_training = self._evaluate(trained)
-        with whole_folder(folder) as staging:
+        with replaced_folder(folder) as staging:
             trained.save_inference_model(str(staging))
         sae = SAE.load_from_disk(folder)
         found = self._evaluate(sae)

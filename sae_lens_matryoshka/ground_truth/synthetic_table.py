@@ -33,9 +33,9 @@ class _Column:
 COLUMNS = (
     _Column("f1", "F1", "higher", 3),
     _Column("mcc", "MCC", "higher", 3),
+    _Column("uniqueness", "uniqueness", "higher", 3),
     _Column("precision", "precision", "higher", 3),
     _Column("recall", "recall", "higher", 3),
-    _Column("uniqueness", "uniqueness", "higher", 3),
     _Column("explained_variance", "explained variance", "higher", 3),
     _Column("dead", "dead latents, %", "lower", 2, scale=100),
     _Column("absorption", "absorption rate", "lower", 3),
@@ -43,7 +43,7 @@ COLUMNS = (
     _Column("l0", "L0", None, 2),
     _Column("f1_in_training", "F1 of the training object", None, 3),
 )
-PAIRED = ("f1", "f1_in_training", "mcc")
+PAIRED = ("f1", "mcc", "uniqueness", "f1_in_training")
 NOT_AVAILABLE = "n/a"
 
 
@@ -68,7 +68,8 @@ def _note(n_seeds: int) -> str:
         seeds = f"Mean ± sample standard deviation over {n_seeds} seeds, each another start and other data"
     return (
         f"{seeds}. All but the last column are of the saved SAE, loaded again; the last is what "
-        "SAELens's SyntheticSAERunner reports."
+        "SAELens's SyntheticSAERunner reports. Read F1 beside MCC and uniqueness: latents that copy one "
+        "another have a high F1 and a low uniqueness."
     )
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,10 +15,14 @@ from sae_lens_matryoshka.ground_truth.side_by_side import Tell, side_by_side
 from sae_lens_matryoshka.ground_truth.toy_training import Arm, train
 from sae_lens_matryoshka.ground_truth.toy_tree import ToyTree
 from sae_lens_matryoshka.markdown_table import pipe_table, spread
+from sae_lens_matryoshka.ownership import check_replaceable, claim
 from sae_lens_matryoshka.schema import AbsolutePath, Seeds, Strict
 from sae_lens_matryoshka.whole import whole_files, write_json
 
 TOKENS_FOR_L0 = 100_000
+RECORD = "results.json"
+NAMES = (RECORD, "results.md", "heat_maps.png", "saes")
+"""What a comparison writes into its output folder."""
 HEADER = (
     "SAE",
     "latents under .85 ↓",
@@ -85,8 +90,10 @@ def run(config: ToyTreeConfig, verbose: bool = True) -> tuple[list[ToyResult], s
         The results, by arm and seed, and the table in Markdown. The output folder holds both, the heat
         maps of the first seed, and the SAEs.
     """
-    config.output.mkdir(parents=True, exist_ok=True)
+    claim(config.output, config.kind, NAMES, RECORD, replaced=("saes/*",))
     tasks = [ToyTask(config, arm, seed) for arm, seed in product(get_args(Arm), config.seeds)]
+    for task in tasks:
+        check_replaceable(task.folder)
     results = side_by_side(one, tasks, config.jobs, config.steps * len(tasks), verbose)
     _write(config, results)
     return results, table(results)
@@ -100,6 +107,11 @@ class ToyTask:
     arm: Arm
     seed: int
 
+    @property
+    def folder(self) -> Path:
+        """Where the SAE is saved."""
+        return self.config.output / "saes" / f"{self.arm}_seed_{self.seed}"
+
 
 def one(task: ToyTask, tell: Tell) -> ToyResult:
     """Train and judge one SAE; in a process of its own."""
@@ -108,8 +120,7 @@ def one(task: ToyTask, tell: Tell) -> ToyResult:
     # the paper's target of 1.23 lies above what the tree has to give, and is not met
     logging.getLogger("sae_lens_matryoshka").setLevel(logging.ERROR)
     tree = ToyTree(seed)
-    folder = config.output / "saes" / f"{arm}_seed_{seed}"
-    sae = train(arm, tree, config.steps, seed, folder, tell)
+    sae = train(arm, tree, config.steps, seed, task.folder, tell)
     with torch.no_grad():
         matching = match(sae.W_dec, tree.features)
         l0 = (sae.encode(tree.activations(TOKENS_FOR_L0)) > 0).float().sum(dim=-1).mean().item()
@@ -158,6 +169,6 @@ def _write(config: ToyTreeConfig, results: list[ToyResult]) -> None:
     shown = [result for result in results if result.seed == config.seeds[0]]
     cosines = {result.arm: torch.tensor(result.cosines) for result in shown}
     with whole_files(config.output) as staging:
-        write_json(staging / "results.json", content)
+        write_json(staging / RECORD, content)
         (staging / "results.md").write_text(table(results), encoding="utf-8")
         write_heat_maps(cosines, staging / "heat_maps.png")

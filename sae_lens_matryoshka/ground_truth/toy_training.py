@@ -12,8 +12,8 @@ from sae_lens_matryoshka.ground_truth.side_by_side import Tell
 from sae_lens_matryoshka.ground_truth.toy_tree import D_IN, N_FEATURES, ToyTree
 from sae_lens_matryoshka.latent_order import DECAY, order_of
 from sae_lens_matryoshka.latent_parameters import LATENT_DIM
+from sae_lens_matryoshka.ownership import replaced_folder
 from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
-from sae_lens_matryoshka.whole import whole_folder
 
 Arm = Literal["vanilla", "matryoshka"]
 
@@ -63,7 +63,7 @@ def train(arm: Arm, tree: ToyTree, steps: int, seed: int, folder: Path, tell: Te
             _sort(sae, order_of(energy))
         tell()
     sae.fold_W_dec_norm()
-    with whole_folder(folder) as staging:
+    with replaced_folder(folder) as staging:
         sae.save_inference_model(str(staging))
     return SAE.load_from_disk(folder)
 

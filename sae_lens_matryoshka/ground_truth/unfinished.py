@@ -1,13 +1,13 @@
 """SAEs in the middle of their training, kept now and then so that an interrupted run loses little."""
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from sae_lens_matryoshka.ground_truth.lockstep import Lockstep
-from sae_lens_matryoshka.whole import as_read, whole_folder, write_json
+from sae_lens_matryoshka.ownership import remove_folder, replaced_folder
+from sae_lens_matryoshka.whole import as_read, write_json
 
 SECONDS_BETWEEN_SAVES = 600.0
 _CONFIGURATION_FILENAME = "configuration.json"
@@ -38,11 +38,11 @@ class Unfinished:
         """Keep the present state, if the last one is old."""
         if time.monotonic() - self._saved_at < SECONDS_BETWEEN_SAVES:
             return
-        with whole_folder(self._folder) as staging:
+        with replaced_folder(self._folder) as staging:
             training.save(staging)
             write_json(staging / _CONFIGURATION_FILENAME, self._configuration)
         self._saved_at = time.monotonic()
 
     def remove(self) -> None:
         """The training is over and its result kept."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_folder(self._folder)

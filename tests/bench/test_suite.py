@@ -21,9 +21,11 @@ from safetensors.torch import load_file, save_file
 from sae_lens_matryoshka.bench import BenchReport, checked_config, run, suite
 from sae_lens_matryoshka.bench.config import BenchConfig
 from sae_lens_matryoshka.bench.outcome import Outcome
+from sae_lens_matryoshka.bench.output import claim_output
 from sae_lens_matryoshka.bench.sources import open_sae
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.demo.model import MODEL_FOLDER
+from sae_lens_matryoshka.ownership import new_scratch, replaced_folder
 from sae_lens_matryoshka.sae import MatryoshkaSAE
 
 BIOS = "LabHC/bias_in_bios_class_set1"
@@ -522,6 +524,52 @@ def cut_to(tensor: torch.Tensor, size: int) -> torch.Tensor:
         if length == 256:
             tensor = tensor.narrow(dim, 0, size)
     return tensor.contiguous()
+
+
+@pytest.mark.parametrize("name", ["work", "plots", "saebench", "results.md", "run.json", "demo"])
+def test_a_users_files_in_the_output_folder_stop_the_benchmark(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / name if "." in name else tmp_path / name / "clone" / "mine.txt"
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("mine")
+    before = {str(path) for path in tmp_path.rglob("*")}
+    with pytest.raises(ConfigError, match=f"{tmp_path} already holds {name}"):
+        run({**settings, "output": "."}, verbose=False)
+    assert mine.read_text() == "mine"
+    assert {str(path) for path in tmp_path.rglob("*")} == before | {str(tmp_path / ".lock")}
+
+
+def test_only_the_benchmarks_own_caches_are_removed(settings: dict[str, Any]):
+    config = checked_config(settings)
+    clone, cache = (config.output / "work" / name for name in ("clone", "tpp-seed0-1234"))
+    claim_output(config.output)
+    clone.mkdir(parents=True)
+    (clone / "mine.txt").write_text("mine")
+    (config.output / "work" / "mine.txt").write_text("mine")
+    new_scratch(cache)
+    (cache / "cwd").mkdir()
+    (cache / "cwd" / "LabHC").symlink_to(clone)
+    suite._remove_old_work(config, [])
+    assert not cache.exists()
+    assert (clone / "mine.txt").exists()
+    assert (config.output / "work" / "mine.txt").exists()
+
+
+def test_a_users_file_among_the_plots_stops_the_benchmark(settings: dict[str, Any]):
+    output = checked_config(settings).output
+    claim_output(output)
+    write_plots_of(output)
+    (output / "plots" / "mine.png").write_text("mine")
+    with pytest.raises(ConfigError, match=r"plots would be replaced.*: mine.png"):
+        run(settings, verbose=False)
+    assert (output / "plots" / "mine.png").read_text() == "mine"
+
+
+def write_plots_of(output: Path) -> None:
+    with replaced_folder(output / "plots") as staging:
+        (staging / "plots.html").write_text("ours")
 
 
 def test_only_names_must_be_in_the_config(settings: dict[str, Any]):

@@ -1,9 +1,12 @@
 """The README's first command, in its small size, and the snippets that it shows."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from sae_lens import SAE
 
+from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.demo import quickstart
 from sae_lens_matryoshka.demo.model import load_model
 from sae_lens_matryoshka.demo.snippets import LatentActivity, latent_activity, top_snippets
@@ -32,6 +35,15 @@ def activity(firing: list[tuple[int, int, int, float]], texts: list[str]) -> Lat
         torch.tensor(values),
         d_sae=4,
     )
+
+
+def test_an_sae_of_the_users_is_not_replaced(tmp_path: Path):
+    (tmp_path / "sae").mkdir()
+    (tmp_path / "sae" / "cfg.json").write_text("mine")
+    with pytest.raises(ConfigError, match="already holds sae"):
+        quickstart.run(tmp_path, small=True)
+    assert (tmp_path / "sae" / "cfg.json").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["sae"]
 
 
 def test_snippets_are_the_strongest_of_different_texts():

@@ -11,11 +11,13 @@ from sae_lens import SAE
 from sae_lens.synthetic import eval_sae_on_synthetic_data
 from synthetic_helpers import ARMS, config, one_after_another, save_tiny_model, settings
 
+from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.ground_truth import lockstep, synthetic_bench, unfinished
 from sae_lens_matryoshka.ground_truth.own_randomness import OwnRandomness
 from sae_lens_matryoshka.ground_truth.synth_sae_bench import load_model
 from sae_lens_matryoshka.ground_truth.synthetic_bench import SeedTask, run
 from sae_lens_matryoshka.ground_truth.synthetic_config import SyntheticConfig
+from sae_lens_matryoshka.ownership import MARKER
 
 Trained = list[tuple[int, tuple[str, ...]]]  # seeds and arms
 CONFIGS = Path(__file__).parents[2] / "bench_configs"
@@ -261,6 +263,53 @@ def test_numbers_do_not_outlive_the_sae_that_they_are_of(
     trained.clear()
     run(first, verbose=False)
     assert trained == [(0, ("flat",))]
+
+
+@pytest.mark.parametrize("name", ["saes/flat/seed_0", "model", "unfinished", "runs"])
+def test_a_users_files_in_the_output_folder_stay(tmp_path: Path, trained: Trained, name: str):
+    comparison = config(tmp_path, seeds=[0])
+    mine = comparison.output / name / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(ConfigError, match=f"already holds {name.split('/')[0]}"):
+        run(comparison, verbose=False)
+    assert mine.read_text() == "mine"
+    assert trained == []
+
+
+def test_a_users_file_in_the_folder_of_an_sae_stays(tmp_path: Path, trained: Trained):
+    first = config(tmp_path, seeds=[0])
+    run(first, verbose=False)
+    mine = first.output / "saes" / "flat" / "seed_0" / "notes.md"
+    mine.write_text("mine")
+    trained.clear()
+    run(first, verbose=False)  # nothing is trained
+    with pytest.raises(ConfigError, match="notes.md"):
+        run(changed(first, tmp_path, seeds=[0], k=4), verbose=False)
+    assert mine.read_text() == "mine"
+    assert trained == []
+
+
+def test_a_foreign_result_is_named(tmp_path: Path, trained: Trained):
+    comparison = config(tmp_path, seeds=[0])
+    run(comparison, verbose=False)
+    for foreign in ("[]", "{}", "not JSON"):
+        (comparison.output / "runs" / "flat" / "seed_0.json").write_text(foreign)
+        with pytest.raises(ConfigError, match="seed_0.json is no result"):
+            run(comparison, verbose=False)
+    del trained
+
+
+def test_results_of_a_version_without_markers_are_used(tmp_path: Path, trained: Trained):
+    comparison = config(tmp_path, seeds=[0])
+    expected = run(comparison, verbose=False)
+    for marker in list(comparison.output.rglob(MARKER)):
+        marker.unlink()
+    trained.clear()
+    assert run(comparison, verbose=False) == expected
+    assert trained == []
+    run(changed(comparison, tmp_path, seeds=[0], k=4), verbose=False)
+    assert trained == [(0, ("flat", "nested"))]
 
 
 def test_the_command(tmp_path: Path, trained: Trained):

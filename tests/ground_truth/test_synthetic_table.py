@@ -24,6 +24,14 @@ def test_means_and_sample_standard_deviations():
     assert "over 2 seeds" in lines[4]
 
 
+def test_f1_stands_beside_mcc_and_uniqueness():
+    text = tables({"flat": [ONE], "copies": [replace(ONE, f1=0.9, uniqueness=0.02)]}, "flat")
+    measures, differences = (line for line in text.splitlines() if line.startswith("| SAE"))
+    assert cells(measures)[1:4] == ["F1 ↑", "MCC ↑", "uniqueness ↑"]
+    assert cells(differences)[1::2][:3] == ["Δ F1", "Δ MCC", "Δ uniqueness"]
+    assert "copy one another" in " ".join(text.split())
+
+
 def test_one_seed_and_no_absorption_rate():
     lines = tables({"flat": [replace(ONE, absorption=None)]}, None).splitlines()
     row = dict(zip(cells(lines[0]), cells(lines[2]), strict=True))
@@ -38,7 +46,8 @@ def test_differences_are_paired_over_seeds():
     lines = tables({"base": base, "ours": ours}, "base").splitlines()
     start = next(i for i, line in enumerate(lines) if "less base" in line)
     assert len(lines) == start + 5  # one row and a note
-    name, f1, in_sd, mcc, mcc_in_sd, trained_f1, _ = cells(lines[start + 2])
+    name, f1, in_sd, mcc, mcc_in_sd, unique, _, trained_f1, _ = cells(lines[start + 2])
+    assert unique == "+0.000 ± 0.000"
     assert (name, f1) == ("ours", "+0.150 ± 0.071")
     assert trained_f1 == "+0.250 ± 0.071"
     # standard deviations .1414 and .2121, pooled .1803
