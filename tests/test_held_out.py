@@ -90,16 +90,18 @@ def run_with(model: TinyModel, folder: Path, **changes: Any) -> SAE[Any]:
 
 
 def test_bos_is_left_out(tmp_path: Path):
-    saved = run_with(WithBOS(), tmp_path)
-    x = torch.tensor(random_tokens(600, CONTEXT))
+    model = WithBOS()
+    saved = run_with(model, tmp_path)
+    tokens = torch.tensor([list(row) for row in model.seen[-130:]])  # (sequences, context)
+    x = WithBOS().run_with_cache(tokens)[1][HOOK].flatten(0, 1)[: held_out.FEWEST]
+    others = tokens.flatten()[: held_out.FEWEST] != 0
+    assert not others.all()
     assert "special tokens (BOS, EOS, padding) are left out" in note(saved)
-    n_zero = int((x == 0).sum())
-    assert n_zero > 0
-    counted = int(note(saved).split(" on ")[1].split()[0].replace(",", ""))
-    assert held_out.FEWEST - n_zero < counted < held_out.FEWEST
-    without = results_of(saved.cfg.metadata, 32)[FVU]["mean"]
-    x = WithBOS().run_with_cache(x)[1][HOOK].flatten(0, 1)
-    assert by_hand(saved, x)[1] < without / 2  # BOS would hide everything else
+    assert f" {int(others.sum()):,} held-out tokens" in note(saved)
+    measured = results_of(saved.cfg.metadata, 32)
+    l0, fvu = by_hand(saved, x[others])
+    assert measured[L0]["mean"] == pytest.approx(l0, rel=1e-9)
+    assert measured[FVU]["mean"] == pytest.approx(fvu, rel=1e-5)
 
 
 def test_a_data_set_that_was_read_twice_is_not_called_held_out(tmp_path: Path):

@@ -414,7 +414,13 @@ def saved_in_training(folder: Path, sae: TrainingSAE[Any]) -> ActivationScaler:
 
 @torch.no_grad()
 def outputs_in_training(sae: TrainingSAE[Any], scaler: ActivationScaler) -> torch.Tensor:
-    """With the running threshold in the top-k's place; (levels, tokens, d_in)"""
+    """With a threshold in the top-k's place; (levels, tokens, d_in)"""
+    if isinstance(sae, MatryoshkaTrainingSAE):  # its checkpoints hold what it would save
+        state = sae.state_dict()
+        sae.process_state_dict_for_saving_inference(state)
+        threshold = state["threshold"]
+    else:
+        threshold = sae.topk_threshold
     norms = sae.W_dec.norm(dim=-1) if sae.cfg.rescale_acts_by_decoder_norm else torch.ones(D_SAE)
     x = sae.run_time_activation_norm_fn_in(scaler.scale(data()))
     weights = {
@@ -422,7 +428,7 @@ def outputs_in_training(sae: TrainingSAE[Any], scaler: ActivationScaler) -> torc
         "b_enc": sae.b_enc * norms,
         "W_dec": sae.W_dec / norms[:, None],
         "b_dec": sae.b_dec,
-        "threshold": sae.topk_threshold,
+        "threshold": threshold,
     }
     outputs = sae.run_time_activation_norm_fn_out(nested_outputs(weights, x))
     return torch.stack([scaler.unscale(level) for level in outputs])
