@@ -24,7 +24,11 @@ def show_report(config: BenchConfig, report: BenchReport) -> None:
     to = console()
     to.print(Text(f"{config.model.label}, {config.hook_name}\n", style="bold"))
     comparison = Comparison.of(report.outcomes, compared_metrics(config), config.baseline)
-    further = [seeds_of(report.outcomes), f"{versions_line()}. The notes in full: results.md."]
+    further = [
+        *report.warnings,
+        seeds_of(report.outcomes),
+        f"{versions_line()}. The notes in full: results.md.",
+    ]
     if OTHER_SETTINGS in report.markdown:
         further.insert(0, "Published results were made with other settings: results.md lists them.")
     show(comparison, further, to)

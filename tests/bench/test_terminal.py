@@ -14,8 +14,9 @@ from sae_lens_matryoshka.bench import checked_config
 from sae_lens_matryoshka.bench.comparison import Comparison
 from sae_lens_matryoshka.bench.outcome import Metric, Outcome
 from sae_lens_matryoshka.bench.output import compared_metrics
+from sae_lens_matryoshka.bench.suite import BenchReport
 from sae_lens_matryoshka.bench.table import markdown
-from sae_lens_matryoshka.bench.terminal import LONGEST_REASON, show
+from sae_lens_matryoshka.bench.terminal import LONGEST_REASON, show, show_report
 from sae_lens_matryoshka.config_file import read_mapping
 
 ROOT = Path(__file__).parents[2]
@@ -111,3 +112,11 @@ def test_a_long_reason_keeps_its_ends_and_its_mark():
     assert note and len(note[1]) < LONGEST_REASON + 30
     flat = " ".join(note[1].split())
     assert flat.startswith("the process ended with code 1") and flat.endswith("the cause")
+
+
+def test_warnings_stand_below_the_tables(capsys: pytest.CaptureFixture[str]):
+    config = checked_config(read_mapping(ROOT / "bench_configs" / "offline.yaml"))
+    warning = "SAE x was trained on another model."
+    outcomes = stored("offline/results.csv")
+    show_report(config, BenchReport(outcomes, "", config.output, None, [warning]))
+    assert capsys.readouterr().out.count(warning) == 1
