@@ -58,6 +58,9 @@ def register() -> None:
     Raises:
         ValueError: Another package has already registered a class of one of these names.
     """
+    from sae_lens_matryoshka.unused_torchvision import hide_unusable_torchvision
+
+    hide_unusable_torchvision()  # before SAELens imports transformers
     from sae_lens.registry import (
         SAE_CLASS_REGISTRY,
         SAE_TRAINING_CLASS_REGISTRY,

@@ -1,6 +1,7 @@
 """Names of language models and of places in them, between TransformerLens and Hugging Face."""
 
 import re
+from difflib import get_close_matches
 
 # what Hugging Face's models call their lists of blocks
 _BLOCK = re.compile(
@@ -42,3 +43,29 @@ def hook_of(place: str) -> str:
             "whole blocks, such as 'gpt_neox.layers.1', can be measured: they are blocks.1.hook_resid_post"
         )
     return place
+
+
+def similar_names(name: str | None) -> str:
+    """TransformerLens's names that are similar to an unknown one, as a question; "" if none is."""
+    from transformer_lens.loading_from_pretrained import make_model_alias_map
+
+    similar = get_close_matches((name or "").lower(), make_model_alias_map(), n=3)
+    return f" Did you mean {' or '.join(similar)}?" if similar else ""
+
+
+def check_model_name(model_class_name: str, name: str) -> None:
+    """
+    Check that SAELens can open a model by this name, as far as this machine knows.
+
+    Args:
+        model_class_name: SAELens's: what opens it.
+        name: The model's name.
+
+    Raises:
+        ValueError: TransformerLens, which is to open it, does not know it.
+    """
+    if model_class_name == "HookedTransformer" and official_name(name) is None:
+        raise ValueError(
+            f"model_name={name!r} is no model that TransformerLens knows.{similar_names(name)} For another model, "
+            "or a local folder, set model_class_name to AutoModelForCausalLM and hook_name to one of its modules."
+        )

@@ -44,10 +44,12 @@ from sae_lens_matryoshka.config_rules import check_lengths, check_schedule
 from sae_lens_matryoshka.fast_adam import speed_up_adam
 from sae_lens_matryoshka.finite_rows import MAX_NONFINITE_FRACTION
 from sae_lens_matryoshka.held_out import record_held_out
+from sae_lens_matryoshka.hub_access import fetching
 from sae_lens_matryoshka.interruptible_trainer import InterruptibleTrainer
 from sae_lens_matryoshka.interruption import Interruption, TrainingFailed, TrainingInterrupted
 from sae_lens_matryoshka.model_identity import KEY as MODEL_IDENTITY
 from sae_lens_matryoshka.model_identity import model_identity
+from sae_lens_matryoshka.model_names import check_model_name
 from sae_lens_matryoshka.resume_check import check_run_is_kept
 from sae_lens_matryoshka.run_check import check_run
 from sae_lens_matryoshka.run_log import RunLog, ValidNames
@@ -61,6 +63,11 @@ __all__ = [
     "TrainingFailed",
     "TrainingInterrupted",
 ]
+
+OFFLINE = (
+    "Set dataset_path to a local folder; set model_name to one as well, with model_class_name "
+    "AutoModelForCausalLM, unless the model is in the local cache."
+)
 
 
 class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
@@ -89,6 +96,7 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
         OSError: output_path or checkpoint_path cannot be written.
         FileNotFoundError: resume_from_checkpoint is no complete checkpoint, or there is nothing at
             from_pretrained_path or cached_activations_path.
+        NotFetchedError: The Hub, which model or dataset are to come from, cannot be reached.
         TypeError: A value of the configuration cannot be saved with it.
         ValueError: The configuration contradicts itself, the model, or what is at resume_from_checkpoint,
             from_pretrained_path or cached_activations_path.
@@ -108,30 +116,22 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
         cfg = run_record.with_plain_values(cfg)
         if type(cfg.logger) is LoggingConfig:  # a class of the user's names its artifacts itself
             cfg.logger = ValidNames.of(cfg.logger)
-        check_run(cfg)  # a stock cfg has not been through it
-        check_schedule(cfg.total_training_steps, cfg.lr_warm_up_steps, cfg.lr_decay_steps)
         self._cache = cached_activations.open_cache(cfg)
         if self._cache is not None:
             cfg = self._cache.completed(cfg)
-        checkpoint.check_writable("output_path", cfg.output_path)
-        checkpoint.check_writable("checkpoint_path", cfg.checkpoint_path)
-        sae_cfg: TrainingSAEConfig = cfg.sae if override_sae is None else override_sae.cfg
-        if isinstance(sae_cfg, MatryoshkaTrainingSAEConfig):
-            check_lengths(sae_cfg, cfg.total_training_steps, cfg.dead_feature_window)
-        if cfg.resume_from_checkpoint is not None:
-            checkpoint.check_checkpoint(cfg.resume_from_checkpoint, sae_cfg)
-            check_run_is_kept(cfg.resume_from_checkpoint, cfg)
+        check_before_loading(cfg, cfg.sae if override_sae is None else override_sae.cfg)
         if override_sae is not None:
             fine_tuning.check_override(override_sae, cfg)
         if self._cache is None and override_dataset is None and not cfg.dataset_path:
             raise ValueError(
                 "There is no text to train on. Give dataset_path, or override_dataset from Python."
             )
-        check_mixing(cfg)
-        if cfg.model_class_name == "AutoModelForCausalLM" and override_model is None:
-            model_check.check_module_name(cfg)
+        if override_model is None:
+            check_model_name(cfg.model_class_name, cfg.model_name)
+            if cfg.model_class_name == "AutoModelForCausalLM":
+                model_check.check_module_name(cfg)
         leftovers.recover_run(cfg)
-        with kept_rng_state():
+        with kept_rng_state(), fetching(lambda: self._what_is_loaded(cfg), OFFLINE):
             seed_all(cfg.seed)
             self._load(cfg, override_dataset, override_model, override_sae)
         if isinstance(self.cfg, LanguageModelSAERunnerConfig):
@@ -145,6 +145,11 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
         self._interruption = Interruption()
         self._log = RunLog()
         self._result_is_saved = False
+
+    def _what_is_loaded(self, cfg: StockRunnerConfig[Any]) -> str:
+        """What SAELens is about to load: first the model, then the dataset."""
+        is_loaded = hasattr(self, "model")
+        return f"The dataset {cfg.dataset_path}" if is_loaded else f"The model {cfg.model_name}"
 
     def _load(
         self,
@@ -349,6 +354,33 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
             tqdm.write(f"Training is done. The SAE is in {self.output_path}.")
         if self.checkpoint_path is not None and self.checkpoint_path.exists():
             tqdm.write(f"Checkpoints are in {self.checkpoint_path}.")
+
+
+def check_before_loading(cfg: StockRunnerConfig[Any], sae_cfg: TrainingSAEConfig) -> None:
+    """
+    Check what can be checked of a run before its model is loaded, which may take minutes.
+
+    Args:
+        cfg: The configuration, SAELens's or ours.
+        sae_cfg: The SAE that the run will train.
+
+    Raises:
+        OSError: output_path or checkpoint_path cannot be written.
+        FileNotFoundError: resume_from_checkpoint is no whole checkpoint.
+        ValueError: resume_from_checkpoint holds another SAE, or an option that counts steps does not fit the run.
+    """
+    check_run(cfg)  # a stock cfg has not been through these
+    check_schedule(cfg.total_training_steps, cfg.lr_warm_up_steps, cfg.lr_decay_steps)
+    check_mixing(cfg)
+    checkpoint.check_writable("output_path", cfg.output_path)
+    checkpoint.check_writable("checkpoint_path", cfg.checkpoint_path)
+    if isinstance(sae_cfg, MatryoshkaTrainingSAEConfig):
+        check_lengths(sae_cfg, cfg.total_training_steps, cfg.dead_feature_window)
+    if cfg.dataset_path.startswith((".", "/", "~")) and not Path(cfg.dataset_path).exists():
+        raise FileNotFoundError(f"dataset_path={cfg.dataset_path!r}: there is no such folder.")
+    if cfg.resume_from_checkpoint is not None:
+        checkpoint.check_checkpoint(cfg.resume_from_checkpoint, sae_cfg)
+        check_run_is_kept(cfg.resume_from_checkpoint, cfg)
 
 
 def end_decay_at(schedule: torch.optim.lr_scheduler.LRScheduler, share: float) -> None:

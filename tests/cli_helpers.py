@@ -19,7 +19,11 @@ def invoke(*arguments: Any) -> Result:
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def run(_: Any) -> None:
-        raise error
+    class Runner:
+        def __init__(self, _: Any):
+            pass
 
-    monkeypatch.setattr("sae_lens_matryoshka.runner.MatryoshkaSAETrainingRunner", run)
+        def run(self) -> None:
+            raise error
+
+    monkeypatch.setattr("sae_lens_matryoshka.runner.MatryoshkaSAETrainingRunner", Runner)

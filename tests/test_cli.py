@@ -70,6 +70,26 @@ def test_installed_entry_points():
     assert (plugin.name, plugin.load()) == ("matryoshka", sae_lens_matryoshka.register)
 
 
+@pytest.mark.parametrize(
+    ("typer", "click", "works"),
+    [("0.12.5", "8.1.8", True), ("0.12.5", "8.2.0", False), ("0.15.4", "8.5.1", True)],
+)
+def test_typer_and_click(
+    typer: str,
+    click: str,
+    works: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    versions = {"typer": typer, "click": click}
+    monkeypatch.setattr("sae_lens_matryoshka.cli.shell.version", versions.__getitem__)
+    monkeypatch.setattr("sys.argv", ["sae-lens-matryoshka", "--version"])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert (done.value.code in (0, None)) == works
+    assert ("pip install 'click<8.2'" in capsys.readouterr().err) != works
+
+
 # ---- a config file
 
 
@@ -197,3 +217,4 @@ def test_bench_without_its_extra_says_what_to_install(tmp_path: Path):
     result = invoke("bench", path)
     assert result.exit_code == 1
     assert 'pip install ".[bench]"' in " ".join(result.output.split())
+    assert "Loading SAELens" not in result.output

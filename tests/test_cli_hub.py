@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from bench_helpers import HOOK, WIDTHS, random_sae
 from cli_helpers import invoke
+from safetensors.torch import load_file, save_file
 
 from sae_lens_matryoshka import MatryoshkaSAE
 
@@ -84,10 +85,14 @@ def test_ids(folder: Path, tmp_path: Path, calls: list[Any]):
     assert not calls
 
 
-def test_an_error_of_publishing_is_one_paragraph(folder: Path, tmp_path: Path):
-    done = invoke("publish", folder, "--repo-id", "x", "--dry-run", tmp_path / "out")
-    assert done.exit_code == 1
-    assert "Error: repo_id='x': give 'user/name'" in done.stderr
+def test_what_cannot_be_published_is_unusable_input(folder: Path, tmp_path: Path):
+    weights = load_file(folder / "sae_weights.safetensors")
+    weights["W_dec"] *= 2
+    save_file(weights, folder / "sae_weights.safetensors")
+    done = invoke("publish", folder, "--repo-id", "me/x", "--dry-run", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "decoder rows of other norms" in done.stderr
+    assert "--debug" not in done.stderr
     assert "Traceback" not in done.stderr
 
 

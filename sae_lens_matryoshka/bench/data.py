@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.fingerprint import hash_files
+from sae_lens_matryoshka.hub_access import fetching
 from sae_lens_matryoshka.schema import did_you_mean
 
 # what SAEBench reads of each
@@ -23,6 +24,9 @@ _TEXT_ONLY = ("text",)
 _ONLY_TRAIN = ("Helsinki-NLP/europarl",)
 _NOT_LOCAL = (
     "codeparrot/github-code"  # SAEBench passes languages=, which only the Hub's script takes
+)
+GIVE_DATA = (
+    "Set data to a folder that holds it as Parquet files, or to demo (see the docs, Evaluate SAEs)."
 )
 _SAVED_TO_DISK = ("state.json", "dataset_dict.json")
 
@@ -122,7 +126,8 @@ def _data_set_commit(name: str) -> str:
     """The commit that the Hub's data set, "user/name", is at."""
     from huggingface_hub import HfApi
 
-    commit = HfApi().dataset_info(name).sha
+    with fetching(f"The data set {name}", GIVE_DATA):
+        commit = HfApi().dataset_info(name).sha
     if not commit:
         raise ValueError(f"The Hub does not say which version of {name} it holds.")
     return commit

@@ -8,12 +8,14 @@ import torch
 from sae_lens_matryoshka.bench.config import DEMO, ModelSource
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.fingerprint import hash_files
+from sae_lens_matryoshka.hub_access import NotFetchedError, fetching
 from sae_lens_matryoshka.local_model import missing_files, open_local_model
-from sae_lens_matryoshka.model_names import official_name
+from sae_lens_matryoshka.model_names import official_name, similar_names
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer
 
+GIVE_MODEL = "Give a folder with its config, weights and tokenizer as model.folder."
 # files that decide what a local model computes
 _DEFINING = ("*.json", "*.safetensors", "pytorch_model*.bin", "*.model", "*.txt")
 
@@ -42,12 +44,13 @@ def open_model(source: ModelSource) -> "HookedTransformer":
         return open_local_model(source.folder, source.label, device, dtype, source.prepend_bos)
     from transformer_lens import HookedTransformer
 
-    return HookedTransformer.from_pretrained_no_processing(
-        cast(str, source.name),
-        device=device,
-        dtype=dtype,
-        default_prepend_bos=source.prepend_bos,
-    )
+    with fetching(f"The model {source.name}", GIVE_MODEL):
+        return HookedTransformer.from_pretrained_no_processing(
+            cast(str, source.name),
+            device=device,
+            dtype=dtype,
+            default_prepend_bos=source.prepend_bos,
+        )
 
 
 def check_same_model(source: ModelSource, trained_on: str | None, name: str) -> None:
@@ -98,17 +101,13 @@ def check_hook(model: "HookedTransformer", hook_name: str, d_in: dict[str, int])
         )
 
 
-def model_fingerprint(source: ModelSource) -> str:
+def check_source(source: ModelSource) -> None:
     """
-    A hash of the model's content; for a Hub model its commit.
+    Check that there is such a model, as far as this machine knows.
 
     Raises:
-        ConfigError: The folder is no model, or the Hub does not say which version it gives.
+        ConfigError: The folder is no model, or TransformerLens does not know the name.
     """
-    if source.name == DEMO:
-        from sae_lens_matryoshka.demo.model import MODEL_FOLDER
-
-        return hash_files(MODEL_FOLDER, _DEFINING)
     if source.folder is not None:
         missing = missing_files(source.folder) if source.folder.is_dir() else ["the folder itself"]
         if missing:
@@ -116,8 +115,28 @@ def model_fingerprint(source: ModelSource) -> str:
                 f"model.folder: {source.folder} is no language model: {', '.join(missing)} is missing. "
                 "Give a folder with config, weights and tokenizer."
             )
+    elif source.name != DEMO and official_name(source.name) is None:
+        raise ConfigError(
+            f"model.name: TransformerLens knows no {source.name!r}.{similar_names(source.name)} Give one of its "
+            "names, or a local folder as model.folder."
+        )
+
+
+def model_fingerprint(source: ModelSource) -> str:
+    """
+    A hash of the model's content; for a Hub model its commit.
+
+    Raises:
+        ConfigError: The folder is no model, or the Hub does not say which version it gives.
+    """
+    check_source(source)
+    if source.name == DEMO:
+        from sae_lens_matryoshka.demo.model import MODEL_FOLDER
+
+        return hash_files(MODEL_FOLDER, _DEFINING)
+    if source.folder is not None:
         return hash_files(source.folder, _DEFINING)
-    return _hub_commit(cast(str, source.name))
+    return _hub_commit(cast(str, official_name(source.name)))
 
 
 def demo_key() -> str:
@@ -130,17 +149,14 @@ def demo_key() -> str:
     )
 
 
-def _hub_commit(name: str) -> str:
+def _hub_commit(official: str) -> str:
     from transformers import AutoConfig
 
-    official = official_name(name)
-    if official is None:
-        raise ConfigError(
-            f"model.name: TransformerLens knows no {name!r}. Give one of its names, or a local folder "
-            "as model.folder."
-        )
     try:
-        config = AutoConfig.from_pretrained(official)
+        with fetching(f"The model {official}", GIVE_MODEL):
+            config = AutoConfig.from_pretrained(official)
+    except NotFetchedError:
+        raise
     except OSError as error:
         raise ConfigError(f"model.name: {official} cannot be reached: {error}") from error
     commit = getattr(config, "_commit_hash", None)

@@ -13,6 +13,7 @@ from sae_lens_matryoshka.bench.config import SAESource
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.hub.download import download_sae
 from sae_lens_matryoshka.hub.folder import open_folder
+from sae_lens_matryoshka.hub_access import NotFetchedError, fetching
 from sae_lens_matryoshka.model_names import hook_of
 from sae_lens_matryoshka.sae import (
     MatryoshkaSAE,
@@ -22,6 +23,7 @@ from sae_lens_matryoshka.sae import (
     named_widths,
     not_finite,
 )
+from sae_lens_matryoshka.sae_folder import require_sae
 
 # What may have been done to a model's weights when an SAE was trained; SAELens's metadata says so.
 PROCESSING = (
@@ -54,6 +56,23 @@ def demo_sae_folder(demo_folder: Path, which: str, seed: int) -> Path:
     return demo_folder / which / f"seed_{seed}"
 
 
+def check_sae_folder(name: str, folder: Path) -> None:
+    """
+    Check that a folder holds an SAE.
+
+    Args:
+        name: The SAE's name, for errors.
+        folder: The folder.
+
+    Raises:
+        ConfigError: It holds none.
+    """
+    try:
+        require_sae(folder)
+    except FileNotFoundError as error:
+        raise ConfigError(f"SAE {name!r} cannot be opened: {error}") from error
+
+
 def open_sae(source: SAESource, demo_folder: Path) -> SAE[Any]:
     """
     The SAE as it was saved, or as a checkpoint would be, in float32 on the CPU.
@@ -66,7 +85,10 @@ def open_sae(source: SAESource, demo_folder: Path) -> SAE[Any]:
         ConfigError: There is no such SAE.
     """
     try:
-        return _open(source, demo_folder)
+        with fetching(f"SAE {source.name!r}", "Give the folder of a saved SAE as folder."):
+            return _open(source, demo_folder)
+    except NotFetchedError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"SAE {source.name!r} cannot be opened: {error}") from error
 

@@ -20,7 +20,12 @@ from tqdm import tqdm
 from sae_lens_matryoshka.bench.config import DEMO, BenchConfig, checked_config
 from sae_lens_matryoshka.bench.data import check_local, data_fingerprints
 from sae_lens_matryoshka.bench.disk import check_disk, in_gigabytes
-from sae_lens_matryoshka.bench.models import check_same_model, demo_key, model_fingerprint
+from sae_lens_matryoshka.bench.models import (
+    check_same_model,
+    check_source,
+    demo_key,
+    model_fingerprint,
+)
 from sae_lens_matryoshka.bench.outcome import FIDELITY, Outcome
 from sae_lens_matryoshka.bench.output import (
     claim_output,
@@ -49,11 +54,18 @@ from sae_lens_matryoshka.bench.results import (
     write_status,
 )
 from sae_lens_matryoshka.bench.same_model import warn_of_identities, warn_of_names
-from sae_lens_matryoshka.bench.sources import bench_form, chosen_levels, demo_sae_folder, open_sae
+from sae_lens_matryoshka.bench.sources import (
+    bench_form,
+    check_sae_folder,
+    chosen_levels,
+    demo_sae_folder,
+    open_sae,
+)
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.fingerprint import fingerprint
 from sae_lens_matryoshka.ownership import remove_scratch, replaced_folder
 from sae_lens_matryoshka.schema import did_you_mean
+from sae_lens_matryoshka.writable import check_output
 
 logger = logging.getLogger(__name__)
 
@@ -111,22 +123,21 @@ def run(
     """
     if isinstance(config, dict):
         config = checked_config(config)
-    _check_only(config, only)
     start = time.monotonic()
-    check_evals(config)
-    for source in config.published:
-        list(published_outcomes(source))
+    check_input(config, only)
     with _locked(config.output):
         claim_output(config.output)
         model_key = model_fingerprint(config.model)
-        _prepare_demo(config)
         data = needed_data(config)
+        # before anything is trained, since there may be no network
+        from_hub = data_fingerprints(None, data) if config.data_folder is None else None
+        _prepare_demo(config)
         if config.data_folder is not None:
             for name in dict.fromkeys(chain.from_iterable(data.values())):
                 check_local(config.data_folder, name)
         opened, d_in = _open_saes(config)
         warnings = warn_of_names(config, opened)
-        data_keys = data_fingerprints(config.data_folder, data)
+        data_keys = from_hub or data_fingerprints(config.data_folder, data)
         jobs = make_jobs(config, opened, model_key, data_keys)
         _remove_old_work(config, jobs)
         warnings += _run(config, opened, [j for j in jobs if _is_chosen(j, only)], d_in, verbose)
@@ -136,6 +147,33 @@ def run(
         collect_saebench(config, jobs)
         write_run(config, jobs, opened, model_key, data_keys, warnings, time.monotonic() - start)
     return BenchReport(outcomes, text, config.output, only, warnings)
+
+
+def check_input(config: BenchConfig, only: Sequence[str] | None = None) -> None:
+    """
+    Check what can be checked before a model or an SAE is opened.
+
+    Args:
+        config: The benchmark.
+        only: Evals to run of those in the config; None: all.
+
+    Raises:
+        ConfigError: Something cannot be used.
+    """
+    _check_only(config, only)
+    check_evals(config)
+    for source in config.published:
+        list(published_outcomes(source))
+    check_source(config.model)
+    for source in config.saes:
+        if source.folder is not None:
+            check_sae_folder(source.name, source.folder)
+    if config.data_folder is not None and config.data != DEMO and not config.data_folder.is_dir():
+        raise ConfigError(f"data: there is no folder {config.data_folder}.")
+    try:
+        check_output("output", config.output)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_only(config: BenchConfig, only: Sequence[str] | None) -> None:

@@ -7,7 +7,7 @@ SAELens and PyTorch are imported inside the commands only, so that help and simp
 from sae_lens_matryoshka.cli import quickstart, train, bench, hub  # the order of the help
 
 # isort: on
-from sae_lens_matryoshka.cli.shell import PROGRAM, app
+from sae_lens_matryoshka.cli.shell import PROGRAM, app, refuse_wrong_click
 
 COMMANDS = (quickstart, train, bench, hub)
 """Importing them is what makes them commands."""
@@ -15,4 +15,5 @@ COMMANDS = (quickstart, train, bench, hub)
 
 def main() -> None:
     """Entry point of the console script."""
+    refuse_wrong_click()
     app(prog_name=PROGRAM)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from sae_lens_matryoshka.cli.input_checks import check_early
 from sae_lens_matryoshka.cli.shell import (
     EXIT_RUN_FAILED,
     Debug,
@@ -15,11 +17,16 @@ from sae_lens_matryoshka.cli.shell import (
     load_sae_lens,
 )
 from sae_lens_matryoshka.config_file import ConfigError, parse_override, read_mapping
+from sae_lens_matryoshka.definitions import Definitions
+from sae_lens_matryoshka.schema import did_you_mean, validated
+from sae_lens_matryoshka.writable import check_output
 
-if TYPE_CHECKING:
-    from sae_lens_matryoshka.bench import BenchReport
-
-GROUND_TRUTH_KINDS = ("toy_tree", "synthetic")  # need nothing of SAEBench
+SAEBENCH = "saebench"
+# need nothing of SAEBench: where the configuration of each kind is defined
+GROUND_TRUTH_KINDS = {
+    "toy_tree": ("sae_lens_matryoshka.ground_truth.toy_bench", "ToyTreeConfig"),
+    "synthetic": ("sae_lens_matryoshka.ground_truth.synthetic_config", "SyntheticConfig"),
+}
 
 
 @app.command()
@@ -58,13 +65,22 @@ def bench(
     with errors_shown(debug):
         settings = read_mapping(config)
         given = [parse_override(override) for override in overrides or []]
-        kind = settings.get("kind")
-        if kind in GROUND_TRUTH_KINDS:
+        kind = settings.get("kind", SAEBENCH)
+        if kind not in (SAEBENCH, *GROUND_TRUTH_KINDS):
+            kinds = did_you_mean(str(kind), [SAEBENCH, *GROUND_TRUTH_KINDS])
+            raise ConfigError(f"{config}: kind: there is no {kind!r}.{kinds}")
+        if kind != SAEBENCH:
             _run_ground_truth(kind, settings, given, only, str(config))
             return
+        _check_bench(settings, given, only, str(config))
         load_sae_lens()
+        from sae_lens_matryoshka.bench import checked_config, run
+        from sae_lens_matryoshka.bench.terminal import show_report
+
         with _kept_when_interrupted():
-            report = _run_bench(settings, given, only, str(config))
+            checked = checked_config(settings, str(config), given)
+            report = run(checked, only)
+            show_report(checked, report)
         typer.echo(
             f"Everything is in {report.folder}: results.md, results.csv, plots, saebench, run.json"
         )
@@ -96,57 +112,52 @@ def _run_ground_truth(
 ) -> None:
     if only:
         raise ConfigError(f"--only {only[0]} has no effect on kind: {kind}. Leave it out.")
+
+    def checked(definitions: Definitions) -> Any:
+        config = validated(definitions.get(*GROUND_TRUTH_KINDS[kind]), settings, name, overrides)
+        check_output("output", config.output)
+        return config
+
+    check_early(checked)
     load_sae_lens()
     from sae_lens_matryoshka.terminal_table import console, show_markdown
 
-    run = _run_toy_tree if kind == "toy_tree" else _run_synthetic
-    text, output, files = run(settings, overrides, name)
+    config = checked(Definitions())
+    text, files = _run_toy_tree(config) if kind == "toy_tree" else _run_synthetic(config)
     show_markdown(text, console())
-    typer.echo(f"Everything is in {output}: {files}")
+    typer.echo(f"Everything is in {config.output}: {files}")
 
 
-def _run_toy_tree(
-    settings: dict[str, Any], overrides: list[tuple[str, Any]], name: str
-) -> tuple[str, Path, str]:
-    """The table, the folder and what is in it."""
-    from sae_lens_matryoshka.ground_truth.toy_bench import ToyTreeConfig, run
-    from sae_lens_matryoshka.schema import validated
+def _run_toy_tree(config: Any) -> tuple[str, str]:
+    """The table, and the files that are written."""
+    from sae_lens_matryoshka.ground_truth.toy_bench import run
 
-    config = validated(ToyTreeConfig, settings, name, overrides)
     _, text = run(config)
-    return text, config.output, "results.md, results.json, heat_maps.png, saes"
+    return text, "results.md, results.json, heat_maps.png, saes"
 
 
-def _run_synthetic(
-    settings: dict[str, Any], overrides: list[tuple[str, Any]], name: str
-) -> tuple[str, Path, str]:
-    """The table, the folder and what is in it."""
+def _run_synthetic(config: Any) -> tuple[str, str]:
+    """The table, and the files that are written."""
     from sae_lens_matryoshka.ground_truth.synthetic_bench import run
-    from sae_lens_matryoshka.ground_truth.synthetic_config import SyntheticConfig
-    from sae_lens_matryoshka.schema import validated
 
-    config = validated(SyntheticConfig, settings, name, overrides)
     with _kept_when_interrupted():
         _, text = run(config)
-    return text, config.output, "results.md, results.json, runs, saes, model"
+    return text, "results.md, results.json, runs, saes, model"
 
 
-def _run_bench(
+def _check_bench(
     settings: dict[str, Any],
     overrides: list[tuple[str, Any]],
     only: list[str] | None,
     name: str,
-) -> "BenchReport":
-    try:
-        from sae_lens_matryoshka.bench import checked_config, run
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"{error}. The command needs the extra [bench]: in a checkout of the repository, "
-            'pip install ".[bench]"'
-        ) from error
-    from sae_lens_matryoshka.bench.terminal import show_report
+) -> None:
+    """Refuse what cannot be run before SAELens is imported."""
+    from sae_lens_matryoshka.bench.config import checked_config  # imports nothing slow
 
-    checked = checked_config(settings, name, overrides)
-    report = run(checked, only)
-    show_report(checked, report)
-    return report
+    config = checked_config(settings, name, overrides)
+    if find_spec("sae_bench") is None:
+        raise ImportError(
+            "SAEBench is not installed. The command needs the extra [bench]: in a checkout of the repository, "
+            'pip install ".[bench]"'
+        )
+    check_early(lambda now: now.get("sae_lens_matryoshka.bench.suite", "check_input")(config, only))

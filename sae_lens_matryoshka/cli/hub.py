@@ -3,10 +3,11 @@
 import json
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from sae_lens_matryoshka.cli.input_checks import check_early, unusable_input
 from sae_lens_matryoshka.cli.shell import Debug, app, errors_shown, load_sae_lens
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.sae_folder import CFG_FILENAME, require_sae
@@ -71,21 +72,27 @@ def publish(
     """
     with errors_shown(debug):
         given = _by_id(saes)
+        module = "sae_lens_matryoshka.hub.publishing"
+        request: dict[str, Any] = {
+            "revision": revision,
+            "private": private,
+            "dry_run": dry_run,
+            "results": results,
+        }
+        check_early(lambda now: now.get(module, "check_request")(given, repo_id, **request))
         load_sae_lens()
         _quiet()
         from sae_lens_matryoshka import hub
 
-        place = hub.publish(
-            given,
-            repo_id,
-            revision=revision,
-            private=private,
-            license=license_id,
-            levels=levels,
-            dry_run=dry_run,
-            results=results,
-            allow_plugin_only=allow_plugin_only,
-        )
+        with unusable_input():
+            place = hub.publish(
+                given,
+                repo_id,
+                **request,
+                license=license_id,
+                levels=levels,
+                allow_plugin_only=allow_plugin_only,
+            )
         if dry_run is not None:
             typer.echo(f"Nothing was uploaded. What would be is in {place}; its card is README.md.")
             return
@@ -157,21 +164,27 @@ def convert(
     """
     with errors_shown(debug):
         chosen = None if widths is None else _whole_numbers("--widths", widths)
+        request: dict[str, Any] = {
+            "subfolder": subfolder,
+            "revision": revision,
+            "widths": chosen,
+        }
+        module = "sae_lens_matryoshka.hub.conversion"
+        check_early(lambda now: now.get(module, "check_request")(source, out, **request))
         load_sae_lens()
         _quiet()
         from sae_lens_matryoshka import hub
 
-        matryoshka = hub.convert(
-            source,
-            out,
-            subfolder=subfolder,
-            revision=revision,
-            widths=chosen,
-            hook_name=hook_name,
-            model_name=model_name,
-            context_size=context_size,
-            dataset_path=dataset_path,
-        )
+        with unusable_input():
+            matryoshka = hub.convert(
+                source,
+                out,
+                **request,
+                hook_name=hook_name,
+                model_name=model_name,
+                context_size=context_size,
+                dataset_path=dataset_path,
+            )
         typer.echo(f"{matryoshka} is in {out}. To open it:")
         typer.echo(f"  MatryoshkaSAE.load_from_disk({str(out)!r})")
 

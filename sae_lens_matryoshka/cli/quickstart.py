@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from sae_lens_matryoshka.cli.input_checks import unusable_input
 from sae_lens_matryoshka.cli.shell import EXIT_SIGNAL, Debug, app, errors_shown, load_sae_lens
+from sae_lens_matryoshka.writable import check_output
 
 
 @app.command()
@@ -22,7 +24,12 @@ def quickstart(
 
     The model comes with this package, its texts with the extra [demo].
     """
+    from sae_lens_matryoshka.demo.text import data_folder
+
     with errors_shown(debug):
+        with unusable_input():
+            check_output("--output", output)
+        data_folder()  # an error without the extra [demo]
         load_sae_lens()
         from sae_lens_matryoshka.demo import quickstart as demo
         from sae_lens_matryoshka.interruption import TrainingInterrupted

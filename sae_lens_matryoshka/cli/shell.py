@@ -4,12 +4,14 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from sae_lens_matryoshka import __version__
 from sae_lens_matryoshka.config_file import ConfigError
+from sae_lens_matryoshka.hub_access import NotFetchedError
 
 PROGRAM = "sae-lens-matryoshka"
 EXIT_RUN_FAILED = 1
@@ -46,6 +48,18 @@ def program(
     """Matryoshka sparse autoencoders for language models, on SAELens."""
 
 
+def refuse_wrong_click() -> None:
+    """Exit where click is too new for typer, which would take options for something else."""
+    if _version("typer") < (0, 15, 4) and _version("click") >= (8, 2):
+        found = f"typer {version('typer')} misreads options beside click {version('click')}"
+        typer.echo(f"Error: {found}. Install an older click: pip install 'click<8.2'", err=True)
+        raise SystemExit(EXIT_RUN_FAILED)
+
+
+def _version(package: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version(package).split(".") if part.isdigit())
+
+
 def load_sae_lens() -> None:
     """Import SAELens, which takes seconds, and register our architecture with it."""
     typer.echo("Loading SAELens ...", err=True)
@@ -73,5 +87,7 @@ def errors_shown(debug: bool) -> Iterator[None]:
         typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
         if isinstance(error, ConfigError):
             raise typer.Exit(EXIT_BAD_INPUT) from None
+        if isinstance(error, NotFetchedError):
+            raise typer.Exit(EXIT_RUN_FAILED) from None
         typer.echo("Run the command again with --debug for the traceback.", err=True)
         raise typer.Exit(EXIT_RUN_FAILED) from None

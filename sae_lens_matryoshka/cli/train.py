@@ -4,14 +4,17 @@ import io
 import re
 import shlex
 from argparse import ArgumentError
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sae_lens_matryoshka.checkpoint_folder import checkpoints_below, damage, is_checkpoint
+from sae_lens_matryoshka.cli.input_checks import check_early, unusable_input
 from sae_lens_matryoshka.cli.shell import (
     EXIT_SIGNAL,
     PROGRAM,
@@ -21,6 +24,7 @@ from sae_lens_matryoshka.cli.shell import (
     load_sae_lens,
 )
 from sae_lens_matryoshka.config_file import ConfigError, Setting, read_settings
+from sae_lens_matryoshka.definitions import Definitions
 
 if TYPE_CHECKING:
     from sae_lens.config import LanguageModelSAERunnerConfig
@@ -82,7 +86,7 @@ def train(
             resume = _checkpoint_of(resume)
         if list_flags:
             load_sae_lens()
-            _parse_flags([*(arguments or []), "--help"])
+            _parse_flags([*(arguments or []), "--help"], Definitions())
         elif arguments and arguments[0].startswith("-"):
             _train(_config_from_flags(arguments, overrides or [], resume))
         else:
@@ -123,10 +127,11 @@ def _config_from_file(
             Setting("resume_from_checkpoint", str(resume), "--resume", is_override=True)
         )
 
-    load_sae_lens()
-    from sae_lens_matryoshka.config_check import checked_config
+    def checked(definitions: Definitions) -> "LanguageModelSAERunnerConfig[Any]":
+        check = definitions.get("sae_lens_matryoshka.config_check", "checked_config")
+        return check(settings, str(path), is_saved=not arguments)
 
-    return checked_config(settings, str(path), is_saved=not arguments)
+    return _checked_twice(checked)
 
 
 def _config_from_flags(
@@ -139,44 +144,59 @@ def _config_from_flags(
         )
     if resume is not None:
         arguments = [*arguments, "--resume_from_checkpoint", str(resume)]
+    return _checked_twice(partial(_parse_flags, arguments))
+
+
+def _checked_twice(
+    config: "Callable[[Definitions], LanguageModelSAERunnerConfig[Any]]",
+) -> "LanguageModelSAERunnerConfig[Any]":
+    """The configuration of a run, refused before SAELens is imported where it cannot be used."""
+
+    def check(definitions: Definitions) -> None:
+        found = config(definitions)
+        definitions.get("sae_lens_matryoshka.runner", "check_before_loading")(found, found.sae)
+        check_name = definitions.get("sae_lens_matryoshka.model_names", "check_model_name")
+        check_name(found.model_class_name, found.model_name)
+
+    check_early(check)
     load_sae_lens()
-    return _parse_flags(arguments)
+    return config(Definitions())
 
 
-def _parse_flags(arguments: list[str]) -> "LanguageModelSAERunnerConfig[Any]":
+def _parse_flags(
+    arguments: list[str], definitions: Definitions
+) -> "LanguageModelSAERunnerConfig[Any]":
     """SAELens's parser of flags, a private function of its runner; raises instead of exiting."""
-    from sae_lens.llm_sae_training_runner import _parse_cfg_args
-
-    from sae_lens_matryoshka.run_check import check_run
-
+    parse = definitions.get("sae_lens.llm_sae_training_runner", "_parse_cfg_args")
+    check_run = definitions.get("sae_lens_matryoshka.run_check", "check_run")
     if not any(re.match("--(architecture|sae)(=|$)", argument) for argument in arguments):
         arguments = ["--architecture", "matryoshka", *arguments]
     complaint = io.StringIO()
     try:
         with redirect_stderr(complaint):
-            config = _parse_cfg_args(arguments)
+            config = parse(arguments)
             check_run(config)
     except (ArgumentError, ValueError) as error:
-        raise ConfigError(_with_nearest_flag(str(error))) from error
+        raise ConfigError(_with_nearest_flag(str(error), definitions)) from error
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
         # argparse writes the whole usage, then one line that says what is wrong
         reason = complaint.getvalue().rpartition("error: ")[2].strip()
-        raise ConfigError(_with_nearest_flag(reason)) from stop
+        raise ConfigError(_with_nearest_flag(reason, definitions)) from stop
     typer.echo(complaint.getvalue(), nl=False, err=True)  # warnings
     return config
 
 
-def _with_nearest_flag(reason: str) -> str:
-    from sae_lens_matryoshka.config_check import ONLY_IN_FILES, known_flags
-
+def _with_nearest_flag(reason: str, definitions: Definitions) -> str:
     unknown = re.match(r"unrecognized arguments: --([\w.]+)", reason)
     if unknown is None:
         return reason
-    if unknown[1] in ONLY_IN_FILES:
+    checks = "sae_lens_matryoshka.config_check"
+    if unknown[1] in definitions.get(checks, "ONLY_IN_FILES"):
         return f"{reason}. {unknown[1]} is no flag of SAELens: give it in a file, '{PROGRAM} train FILE'."
-    nearest = get_close_matches(unknown[1], known_flags(), n=1)
+    known = definitions.get(checks, "known_flags")()
+    nearest = get_close_matches(unknown[1], known, n=1)
     hint = f" Did you mean --{nearest[0]}?" if nearest else ""
     return f"{reason}.{hint} '{PROGRAM} train --list-flags' lists the flags."
 
@@ -185,8 +205,10 @@ def _train(config: "LanguageModelSAERunnerConfig[Any]") -> None:
     from sae_lens_matryoshka.interruption import TrainingFailed, TrainingInterrupted
     from sae_lens_matryoshka.runner import MatryoshkaSAETrainingRunner
 
+    with unusable_input():
+        runner = MatryoshkaSAETrainingRunner(config)
     try:
-        MatryoshkaSAETrainingRunner(config).run()
+        runner.run()
     except TrainingInterrupted as stop:
         _say_how_to_go_on(stop.checkpoint, stop.reason)
         raise typer.Exit(EXIT_SIGNAL + stop.signum) from stop

@@ -19,6 +19,7 @@ from sae_lens.synthetic import (
 
 from sae_lens_matryoshka.fingerprint import hash_files
 from sae_lens_matryoshka.ground_truth.orthogonal_features import feature_dictionary
+from sae_lens_matryoshka.hub_access import fetching
 from sae_lens_matryoshka.ownership import replaced_folder
 from sae_lens_matryoshka.whole import as_read
 
@@ -75,7 +76,9 @@ def save_model(source: str, folder: Path) -> str:
         A hash of its files.
     """
     if source not in MODELS:
-        _write(SyntheticModel.load_from_source(source), folder)
+        with fetching(f"The model {source}", "Give mini, medium, 16k or a local folder as model."):
+            model = SyntheticModel.load_from_source(source)
+        _write(model, folder)
     elif not _holds(folder, MODELS[source]):
         cfg = MODELS[source]
         _write(SyntheticModel(cfg, feature_dict=feature_dictionary(cfg)), folder)

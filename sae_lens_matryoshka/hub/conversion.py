@@ -30,9 +30,13 @@ from sae_lens_matryoshka.hub.checkpoints import (
     read_json,
     read_matryoshka_sae,
 )
+from sae_lens_matryoshka.hub.download import GIVE_FOLDER
 from sae_lens_matryoshka.hub.folder import open_folder, sparsity_beside, widths_beside
+from sae_lens_matryoshka.hub.repo import check_revision
+from sae_lens_matryoshka.hub_access import NotFetchedError, fetching
 from sae_lens_matryoshka.sae import MatryoshkaSAE, has_unit_norms, named_widths, not_finite
 from sae_lens_matryoshka.whole import whole_files
+from sae_lens_matryoshka.writable import check_output
 
 # The file that tells whose checkpoint it is, and the one that lies beside it.
 _FORMATS = {
@@ -88,9 +92,9 @@ def convert(
         ValueError: The checkpoint cannot be converted, or an argument contradicts it or has no effect.
     """
     out = Path(out)
-    _require_empty(out)
+    check_request(path_or_repo, out, subfolder, revision, widths)
     folder = _checkpoint_folder(path_or_repo, subfolder, revision)
-    name = f"{path_or_repo}/{subfolder}" if subfolder else str(path_or_repo)
+    name = _name(path_or_repo, subfolder)
     matryoshka = _read(folder, name, widths, hook_name)
     sae = matryoshka.sae.to(dtype=torch.float32)
     _rename(sae.cfg.metadata, hook_name=hook_name, model_name=model_name)
@@ -111,6 +115,40 @@ def convert(
 # ---- where the checkpoint is
 
 
+def check_request(
+    path_or_repo: str | Path,
+    out: str | Path,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    widths: Sequence[int] | None = None,
+) -> None:
+    """
+    Check what can be checked before anything is opened or fetched.
+
+    Args:
+        path_or_repo: As `convert` takes it, and all that follows.
+        out: Folder to save to.
+        subfolder: Folder of the checkpoint inside path_or_repo.
+        revision: Branch, tag or commit of a Hub repo.
+        widths: Nested widths.
+
+    Raises:
+        FileExistsError: There is something in `out`.
+        FileNotFoundError: No such folder, or no checkpoint in it.
+        ValueError: An argument cannot be used or has no effect.
+    """
+    _require_empty(Path(out))
+    check_output("out", Path(out))
+    if revision is not None:
+        check_revision(revision)
+    if (folder := _local_folder(path_or_repo, subfolder, revision)) is not None:
+        _kind(folder, _name(path_or_repo, subfolder), widths)
+
+
+def _name(path_or_repo: str | Path, subfolder: str | None) -> str:
+    return f"{path_or_repo}/{subfolder}" if subfolder else str(path_or_repo)
+
+
 def _require_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"out={str(out)!r} is not empty. Give a new folder, or remove it.")
@@ -119,7 +157,15 @@ def _require_empty(out: Path) -> None:
 def _checkpoint_folder(
     path_or_repo: str | Path, subfolder: str | None, revision: str | None
 ) -> Path:
-    path, inside = Path(path_or_repo), (subfolder or "").strip("/")
+    folder = _local_folder(path_or_repo, subfolder, revision)
+    return folder or _download(str(path_or_repo), (subfolder or "").strip("/"), revision)
+
+
+def _local_folder(
+    path_or_repo: str | Path, subfolder: str | None, revision: str | None
+) -> Path | None:
+    """The folder of the checkpoint if it is on this machine; None for a Hub repo."""
+    path = Path(path_or_repo)
     if path.is_file():
         raise ValueError(f"{path} is a file. Give the folder that it is in: {path.parent}.")
     if path.is_dir():
@@ -128,12 +174,12 @@ def _checkpoint_folder(
                 f"revision={revision!r} has no effect on the folder {path}. Leave it out, or give a "
                 "Hub repo."
             )
-        return path / inside
+        return path / (subfolder or "").strip("/")
     if isinstance(path_or_repo, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path_or_repo):
         raise FileNotFoundError(
             f"{path_or_repo} is no folder, nor a Hub repo, which is called 'user/name'."
         )
-    return _download(path_or_repo, inside, revision)
+    return None
 
 
 def _download(repo_id: str, inside: str, revision: str | None) -> Path:
@@ -141,10 +187,13 @@ def _download(repo_id: str, inside: str, revision: str | None) -> Path:
 
     files = {*_FORMATS, *_FORMATS.values(), *_STATISTICS, *_BESIDE}
     patterns = sorted(f"{inside}/{name}" if inside else name for name in files)
+    at = f" at revision {revision}" if revision else ""
     try:
-        snapshot = snapshot_download(repo_id, revision=revision, allow_patterns=patterns)
+        with fetching(f"{repo_id}{at}, which is no folder here,", GIVE_FOLDER):
+            snapshot = snapshot_download(repo_id, revision=revision, allow_patterns=patterns)
+    except NotFetchedError:
+        raise
     except OSError as error:
-        at = f" at revision {revision}" if revision else ""
         raise FileNotFoundError(
             f"{repo_id} is no folder here, and the Hub gave no such repo{at}: {error}"
         ) from error
@@ -157,6 +206,16 @@ def _download(repo_id: str, inside: str, revision: str | None) -> Path:
 def _read(
     folder: Path, name: str, widths: Sequence[int] | None, hook_name: str | None
 ) -> MatryoshkaSAE:
+    kind = _kind(folder, name, widths)
+    if kind == SAE_CFG_FILENAME:
+        return _read_sae_lens(folder, name, widths)
+    if kind == DICTIONARY_LEARNING_WEIGHTS:
+        return read_dictionary_learning(folder, hook_name)
+    return read_matryoshka_sae(folder)
+
+
+def _kind(folder: Path, name: str, widths: Sequence[int] | None) -> str:
+    """The file that tells whose checkpoint a folder holds."""
     kinds = [file for file in _FORMATS if (folder / file).is_file()]
     if not kinds:
         looked_for = ", ".join(f"{a} with {b}" for a, b in _FORMATS.items())
@@ -172,15 +231,11 @@ def _read(
     kind = kinds[0]
     if not (folder / _FORMATS[kind]).is_file():
         raise FileNotFoundError(f"{name} holds {kind} but no {_FORMATS[kind]}. Copy it there too.")
-    if kind == SAE_CFG_FILENAME:
-        return _read_sae_lens(folder, name, widths)
-    if widths is not None:
+    if kind != SAE_CFG_FILENAME and widths is not None:
         raise ValueError(
             f"widths={list(widths)} has no effect: {name} says its group sizes. Leave it out."
         )
-    if kind == DICTIONARY_LEARNING_WEIGHTS:
-        return read_dictionary_learning(folder, hook_name)
-    return read_matryoshka_sae(folder)
+    return kind
 
 
 def _read_sae_lens(folder: Path, name: str, widths: Sequence[int] | None) -> MatryoshkaSAE:

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+from sae_lens_matryoshka.hub_access import fetching
+
 FILES = ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "runner_cfg.json")
+
+GIVE_FOLDER = "Give a local folder instead."
 
 
 def download_sae(
@@ -28,12 +32,13 @@ def download_sae(
 
     at = f" at revision {revision}" if revision else ""
     try:
-        folder = snapshot_download(
-            repo_id,
-            revision=revision,
-            force_download=force_download,
-            allow_patterns=[f"{sae_id}/{name}" for name in FILES],
-        )
+        with fetching(f"The SAE {sae_id!r} of {repo_id}{at}", GIVE_FOLDER):
+            folder = snapshot_download(
+                repo_id,
+                revision=revision,
+                force_download=force_download,
+                allow_patterns=[f"{sae_id}/{name}" for name in FILES],
+            )
     except RevisionNotFoundError:
         raise FileNotFoundError(f"{repo_id} has no branch, tag or commit {revision!r}.") from None
     except RepositoryNotFoundError:

@@ -7,8 +7,9 @@ from typing import Any
 from sae_lens import SAE
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-from sae_lens_matryoshka.hub.download import download_sae
+from sae_lens_matryoshka.hub.download import GIVE_FOLDER, download_sae
 from sae_lens_matryoshka.hub.folder import open_folder, widths_beside
+from sae_lens_matryoshka.hub_access import fetching
 
 
 def load_published(
@@ -45,9 +46,10 @@ def load_published(
         raise ValueError(f"Which SAE of {repo_id}? Give its sae_id.")
     if repo_id in get_pretrained_saes_directory():
         _refuse("a release of SAELens, whose versions SAELens chooses", revision=revision)
-        sae = SAE.from_pretrained(
-            repo_id, sae_id, device=device, dtype=dtype, force_download=force_download
-        )
+        with fetching(f"The SAE {sae_id!r} of {repo_id}", GIVE_FOLDER):
+            sae = SAE.from_pretrained(
+                repo_id, sae_id, device=device, dtype=dtype, force_download=force_download
+            )
         return sae, None
     if "/" not in repo_id:
         raise ValueError(

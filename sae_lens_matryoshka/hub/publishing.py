@@ -23,12 +23,15 @@ from sae_lens_matryoshka.hub.repo import (
     Repo,
     SomebodyElseCommitted,
     check_repo_id,
+    check_revision,
 )
 from sae_lens_matryoshka.hub.sae_ids import check_ids, is_level_id
 from sae_lens_matryoshka.hub.scores import Scores
 from sae_lens_matryoshka.hub.staging import Publishable, StagedSAE, parent_of, stage, write
 from sae_lens_matryoshka.hub.tokens import refuse_secrets
 from sae_lens_matryoshka.hub.verify import Expectation, expectations, verify
+from sae_lens_matryoshka.sae_folder import require_sae
+from sae_lens_matryoshka.writable import check_output
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +84,7 @@ def publish(
         BrokenRepoError: Reloaded by stock SAELens, an SAE computes something else.
         PublishError: The Hub refused or broke off; never with a part of the files published.
     """
-    check_repo_id(repo_id)
-    if not saes:
-        raise ValueError("There is nothing to publish: give at least one sae_id and SAE.")
-    check_ids(saes)
-    if dry_run is not None and (private or revision != MAIN):
-        raise ValueError("private and revision have no effect on a dry run. Leave them out.")
+    check_request(saes, repo_id, revision, private, dry_run, results)
     scores = None if results is None else Scores(Path(results))
     folder = None if dry_run is None else FolderRepo(Path(dry_run))
     with TemporaryDirectory() as scratch:
@@ -106,6 +104,46 @@ def publish(
         return _commit(
             folder or HubRepo(repo_id, revision, private), tree, repo_id, list(expected), license
         )
+
+
+def check_request(
+    saes: Mapping[str, Publishable],
+    repo_id: str,
+    revision: str = MAIN,
+    private: bool = False,
+    dry_run: str | Path | None = None,
+    results: str | Path | None = None,
+) -> None:
+    """
+    Check what can be checked before an SAE is opened.
+
+    Args:
+        saes: As `publish` takes them, and all that follows.
+        repo_id: "user/name".
+        revision: Branch to publish to.
+        private: Whether a new repo is private.
+        dry_run: A folder that stands for the repo.
+        results: Output folder of a benchmark.
+
+    Raises:
+        ValueError: Something cannot be used.
+        FileNotFoundError: A folder holds no SAE, or no results.
+    """
+    check_repo_id(repo_id)
+    check_revision(revision)
+    if not saes:
+        raise ValueError("There is nothing to publish: give at least one sae_id and SAE.")
+    check_ids(saes)
+    for given in saes.values():
+        if isinstance(given, str | Path):
+            require_sae(Path(given))
+    if dry_run is not None:
+        if private or revision != MAIN:
+            raise ValueError("private and revision have no effect on a dry run. Leave them out.")
+        check_output("dry_run", Path(dry_run))
+        FolderRepo(Path(dry_run))
+    if results is not None:
+        Scores(Path(results))
 
 
 def _record_dead_latents(staged: StagedSAE) -> None:

@@ -1,5 +1,6 @@
 """Where SAEs are published to: a repo of the Hub, or a folder that stands for one."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -187,6 +188,20 @@ def check_repo_id(repo_id: str) -> None:
         raise ValueError(f"repo_id={repo_id!r} is no name of a repo: {error}") from error
     if "/" not in repo_id:
         raise ValueError(f"repo_id={repo_id!r}: give 'user/name', with your user or organisation.")
+
+
+def check_revision(revision: str) -> None:
+    """
+    Check that a repo could have a branch, tag or commit of that name.
+
+    Raises:
+        ValueError: It could not.
+    """
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", revision) or ".." in revision:
+        raise ValueError(
+            f"revision={revision!r} is no name of a branch, tag or commit: those are of letters, digits, '_', '-' "
+            "and '.', with '/' between their parts."
+        )
 
 
 @contextmanager
