@@ -122,14 +122,9 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
         check_before_loading(cfg, cfg.sae if override_sae is None else override_sae.cfg)
         if override_sae is not None:
             fine_tuning.check_override(override_sae, cfg)
-        if self._cache is None and override_dataset is None and not cfg.dataset_path:
-            raise ValueError(
-                "There is no text to train on. Give dataset_path, or override_dataset from Python."
-            )
-        if override_model is None:
-            check_model_name(cfg.model_class_name, cfg.model_name)
-            if cfg.model_class_name == "AutoModelForCausalLM":
-                model_check.check_module_name(cfg)
+        check_sources(cfg, override_model is None, override_dataset is None)
+        if cfg.model_class_name == "AutoModelForCausalLM" and override_model is None:
+            model_check.check_module_name(cfg)
         leftovers.recover_run(cfg)
         with kept_rng_state(), fetching(lambda: self._what_is_loaded(cfg), OFFLINE):
             seed_all(cfg.seed)
@@ -376,11 +371,37 @@ def check_before_loading(cfg: StockRunnerConfig[Any], sae_cfg: TrainingSAEConfig
     checkpoint.check_writable("checkpoint_path", cfg.checkpoint_path)
     if isinstance(sae_cfg, MatryoshkaTrainingSAEConfig):
         check_lengths(sae_cfg, cfg.total_training_steps, cfg.dead_feature_window)
-    if cfg.dataset_path.startswith((".", "/", "~")) and not Path(cfg.dataset_path).exists():
-        raise FileNotFoundError(f"dataset_path={cfg.dataset_path!r}: there is no such folder.")
     if cfg.resume_from_checkpoint is not None:
         checkpoint.check_checkpoint(cfg.resume_from_checkpoint, sae_cfg)
         check_run_is_kept(cfg.resume_from_checkpoint, cfg)
+
+
+def check_sources(
+    cfg: StockRunnerConfig[Any], needs_model: bool = True, needs_dataset: bool = True
+) -> None:
+    """
+    Check that there can be such a model and such a dataset, as far as this machine knows.
+
+    Args:
+        cfg: The configuration, SAELens's or ours.
+        needs_model: Whether the model is the one that it names.
+        needs_dataset: Whether the dataset is the one that it names.
+
+    Raises:
+        FileNotFoundError: dataset_path is a path, and there is nothing.
+        ValueError: There is no dataset_path, or TransformerLens, which is to open the model, does not know it.
+    """
+    if needs_model:
+        check_model_name(cfg.model_class_name, cfg.model_name)
+    if cfg.use_cached_activations or not needs_dataset:
+        return
+    if not cfg.dataset_path:
+        raise ValueError(
+            "There is no text to train on. Give dataset_path, or override_dataset from Python."
+        )
+    is_path = cfg.dataset_path.startswith((".", "/", "~"))
+    if is_path and not Path(cfg.dataset_path).exists():
+        raise FileNotFoundError(f"dataset_path={cfg.dataset_path!r}: there is no such folder.")
 
 
 def end_decay_at(schedule: torch.optim.lr_scheduler.LRScheduler, share: float) -> None:

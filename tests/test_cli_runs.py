@@ -103,7 +103,7 @@ def test_resume_takes_the_newest_complete_checkpoint_of_a_folder(tmp_path: Path)
     for part in ("trainer_state.pt", "cfg.json", "No checkpoint in"):
         assert part in result.stderr
     result = invoke("train", "--resume", folder / "544")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "is damaged: trainer_state.pt" in result.stderr
 
 

@@ -65,7 +65,7 @@ def test_read_as_imported(capsys: pytest.CaptureFixture[str]):
     [
         ("sae_lens_matryoshka.config_check", "checked_config"),
         ("sae_lens_matryoshka.runner", "check_before_loading"),
-        ("sae_lens_matryoshka.model_names", "check_model_name"),
+        ("sae_lens_matryoshka.runner", "check_sources"),
         ("sae_lens_matryoshka.bench.suite", "check_input"),
         ("sae_lens_matryoshka.hub.publishing", "check_request"),
         ("sae_lens_matryoshka.hub.conversion", "check_request"),

@@ -89,6 +89,7 @@ TRAIN = [
     (["train", "c.yaml", "--set", "model_name=gtp2"], "gpt2"),
     (["train", "c.yaml", "--set", "output_path=c.yaml/x"], "is no folder"),
     (["train", "c.yaml", "--set", "checkpoint_path=c.yaml/x"], "is no folder"),
+    (["train", "c.yaml", "--set", "dataset_path=./nowhere"], "./nowhere"),
     (["train", "c.yaml", "--resume", "nowhere"], "nowhere"),
     (["train", "--resume", "folder"], "runner_cfg.json"),
     (["train", "c.yaml", "--lr", "3"], "Use --set"),

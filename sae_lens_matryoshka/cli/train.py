@@ -155,8 +155,7 @@ def _checked_twice(
     def check(definitions: Definitions) -> None:
         found = config(definitions)
         definitions.get("sae_lens_matryoshka.runner", "check_before_loading")(found, found.sae)
-        check_name = definitions.get("sae_lens_matryoshka.model_names", "check_model_name")
-        check_name(found.model_class_name, found.model_name)
+        definitions.get("sae_lens_matryoshka.runner", "check_sources")(found)
 
     check_early(check)
     load_sae_lens()
