@@ -23,6 +23,7 @@ QUICK = (
     "filelock",
     "huggingface_hub",
     "numpy",
+    "pandas",
     "pydantic",
     "simple_parsing",
     "typing_extensions",

@@ -31,6 +31,8 @@ class Strict(BaseModel):
 
 M = TypeVar("M", bound=Strict)
 
+MOST_LISTED = 60
+
 
 def validated(
     model: type[M],
@@ -108,8 +110,11 @@ def _explain(model: type[BaseModel], error: dict[str, Any]) -> str:
 
 
 def did_you_mean(word: str, known: Any) -> str:
-    """The nearest known name as a question, then all of them."""
+    """The nearest known name as a question, then all of them, or the first of very many."""
+    known = list(known)
     nearest = get_close_matches(word, known, n=1)
+    if len(known) > MOST_LISTED:
+        known = [*known[:MOST_LISTED], f"... ({len(known)} in all)"]
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"{hint} Known: {', '.join(known)}."
 

@@ -35,7 +35,8 @@ def test_every_way_to_the_hub(tmp_path: Path):
 
 
 def test_training_on_what_is_not_here():
-    result = invoke("train", *FLAGS, "--log_to_wandb", "False")
+    batch = ["--train_batch_size_tokens", "512"]
+    result = invoke("train", *FLAGS, *batch, "--log_to_wandb", "False")
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("Error: The model gpt2 could not be fetched")
     assert "local folder" in result.stderr

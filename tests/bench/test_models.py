@@ -17,6 +17,7 @@ from sae_lens_matryoshka.bench.models import (
 )
 from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.demo.model import MODEL_FOLDER
+from sae_lens_matryoshka.hub_access import NotFetchedError
 
 
 @pytest.fixture
@@ -123,5 +124,5 @@ def test_missing_models_are_named(tmp_path: Path):
         model_fingerprint(ModelSource(folder=tmp_path))
     with pytest.raises(ConfigError, match="TransformerLens knows no 'gpt-17'"):
         model_fingerprint(ModelSource(name="gpt-17"))
-    with pytest.raises(ConfigError, match="cannot be reached"):
+    with pytest.raises(NotFetchedError, match="The model gpt2 .* as model.folder"):
         model_fingerprint(ModelSource(name="gpt2"))

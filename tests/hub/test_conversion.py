@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens_matryoshka import MatryoshkaSAE, MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.hub.conversion import convert
+from sae_lens_matryoshka.hub_access import NotFetchedError
 
 D_IN, D_SAE, GROUPS, K = 16, 64, [8, 24, 32], 4
 WIDTHS = list(accumulate(GROUPS))
@@ -697,7 +698,7 @@ class TestPlaces:
         assert {f"{prefix}ae.pt", f"{prefix}config.json"} < {*options["allow_patterns"]}
 
     def test_a_repo_that_is_not_there(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="the Hub gave no such repo at revision v1"):
+        with pytest.raises(NotFetchedError, match="user/none at revision v1, .* a local folder"):
             convert("user/none", tmp_path / "out", revision="v1")
 
 
