@@ -39,8 +39,8 @@ class Definitions:
     """
     Definitions of this package, SAELens and others, without importing them.
 
-    Those of modules that are imported already are taken from there. SAELens's registries hold its
-    configuration classes and this package's, without the SAEs.
+    Those of modules that are imported already are taken from there, unless their functions would import
+    something slow. SAELens's registries hold its configuration classes and this package's, without the SAEs.
     """
 
     def __init__(self) -> None:
@@ -66,11 +66,13 @@ class Definitions:
         return found
 
     def _get(self, module: str, name: str) -> Any:
-        if module in sys.modules or "sae_lens" in sys.modules:
+        if "sae_lens" in sys.modules:
             return getattr(importlib.import_module(module), name)
         if module not in self._modules:
             self._modules[module] = _Module(module, self._builtins)
         source = self._modules[module]
+        if module in sys.modules and not source.imports_slow_packages():
+            return getattr(sys.modules[module], name)
         self._define(source, name)
         try:
             return source.names[name]
@@ -159,6 +161,16 @@ class _Module:
             "__file__": str(file),
             "__builtins__": builtins,
         }
+
+    def imports_slow_packages(self) -> bool:
+        """Whether one of its imports, those inside functions included, takes long."""
+        imported: set[str] = set()
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add((node.module or "").partition(".")[0])
+        return not imported <= {PACKAGES[0], *QUICK, *sys.stdlib_module_names}
 
 
 class _Lazy:
