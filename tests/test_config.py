@@ -358,7 +358,9 @@ class TestLengths:
     def test_our_runner_checks_a_stock_configuration(self, tmp_path):
         given = {"k_start": 8, "k_anneal_steps": 10_000}
         sae = MatryoshkaTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4, **given)
-        stock = LanguageModelSAERunnerConfig(sae=sae, model_name="no/such-model")
+        stock = LanguageModelSAERunnerConfig(
+            sae=sae, model_name="no/such-model", n_batches_in_buffer=64
+        )
         stock.training_tokens = 30 * stock.train_batch_size_tokens
         with pytest.raises(ValueError, match="longer than the run of 30 steps"):
             MatryoshkaSAETrainingRunner(stock)

@@ -74,7 +74,7 @@ def test_what_does_not_fit_the_model(tmp_path: Path, changes: dict[str, Any], sa
 
 def test_the_check_comes_before_the_dataset_is_opened(tmp_path: Path):
     cfg = LanguageModelSAERunnerConfig(
-        **options(tmp_path, hook_name="blocks.0.resid_post", dataset_path=str(tmp_path / "nothing"))
+        **options(tmp_path, hook_name="blocks.0.resid_post", dataset_path="no/such-dataset")
     )
     with pytest.raises(ValueError, match=HOOK):
         MatryoshkaSAETrainingRunner(cfg, override_model=TinyModel())

@@ -54,7 +54,7 @@ def test_a_folder_that_no_dry_run_wrote(tmp_path: Path, stranger: str):
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path):
     file = tmp_path / "out"
     file.write_text("mine")
-    with pytest.raises(ValueError, match="holds files that no dry run wrote"):
+    with pytest.raises(ValueError, match="is no folder"):
         dry_run(file)
     assert file.read_text() == "mine"
 
