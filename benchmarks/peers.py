@@ -20,7 +20,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from benchmarks.shape import Shape
 from sae_lens_matryoshka import MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig
-from sae_lens_matryoshka.fast_adam import speed_up_adam
+from sae_lens_matryoshka.training.adam import speed_up_adam
 
 Step = Callable[[], Any]
 

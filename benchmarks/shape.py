@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sae_lens_matryoshka.config import resolve_widths
+from sae_lens_matryoshka.saes.config import resolve_widths
 
 
 @dataclass(frozen=True)

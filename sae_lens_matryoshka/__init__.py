@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_lens_matryoshka import bench, hub
-    from sae_lens_matryoshka.calibration import calibrate_threshold
-    from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
-    from sae_lens_matryoshka.runner import (
+    from sae_lens_matryoshka.levels.calibration import calibrate_threshold
+    from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE
+    from sae_lens_matryoshka.saes.config import MatryoshkaTrainingSAEConfig
+    from sae_lens_matryoshka.saes.training_sae import MatryoshkaTrainingSAE
+    from sae_lens_matryoshka.training.runner import (
         LanguageModelSAERunnerConfig,
         MatryoshkaSAETrainingRunner,
         TrainingFailed,
         TrainingInterrupted,
     )
-    from sae_lens_matryoshka.sae import MatryoshkaSAE
-    from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
 
 __version__ = "0.1.0"
 
@@ -40,14 +40,14 @@ __all__ = [
 ]
 
 _HOME_OF = {
-    "LanguageModelSAERunnerConfig": "runner",
-    "MatryoshkaSAE": "sae",
-    "MatryoshkaSAETrainingRunner": "runner",
-    "MatryoshkaTrainingSAE": "training_sae",
-    "MatryoshkaTrainingSAEConfig": "config",
-    "TrainingFailed": "runner",
-    "TrainingInterrupted": "runner",
-    "calibrate_threshold": "calibration",
+    "LanguageModelSAERunnerConfig": "training.runner",
+    "MatryoshkaSAE": "levels.matryoshka_sae",
+    "MatryoshkaSAETrainingRunner": "training.runner",
+    "MatryoshkaTrainingSAE": "saes.training_sae",
+    "MatryoshkaTrainingSAEConfig": "saes.config",
+    "TrainingFailed": "training.runner",
+    "TrainingInterrupted": "training.runner",
+    "calibrate_threshold": "levels.calibration",
 }
 
 
@@ -58,7 +58,7 @@ def register() -> None:
     Raises:
         ValueError: Another package has already registered a class of one of these names.
     """
-    from sae_lens_matryoshka.unused_torchvision import hide_unusable_torchvision
+    from sae_lens_matryoshka.settings.unused_torchvision import hide_unusable_torchvision
 
     hide_unusable_torchvision()  # before SAELens imports transformers
     from sae_lens.registry import (
@@ -68,14 +68,17 @@ def register() -> None:
         register_sae_training_class,
     )
 
-    from sae_lens_matryoshka.config import ARCHITECTURE, MatryoshkaTrainingSAEConfig
-    from sae_lens_matryoshka.refined_sae import (
+    from sae_lens_matryoshka.saes.config import ARCHITECTURE, MatryoshkaTrainingSAEConfig
+    from sae_lens_matryoshka.saes.refined_sae import (
         REFINED_ARCHITECTURE,
         RefinedSAE,
         RefinedSAEConfig,
     )
-    from sae_lens_matryoshka.saved_training_sae import SavedTrainingSAE, SavedTrainingSAEConfig
-    from sae_lens_matryoshka.training_sae import MatryoshkaTrainingSAE
+    from sae_lens_matryoshka.saes.saved_training_sae import (
+        SavedTrainingSAE,
+        SavedTrainingSAEConfig,
+    )
+    from sae_lens_matryoshka.saes.training_sae import MatryoshkaTrainingSAE
 
     if _is_free(SAE_TRAINING_CLASS_REGISTRY, ARCHITECTURE, MatryoshkaTrainingSAE):
         register_sae_training_class(

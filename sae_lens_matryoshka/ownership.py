@@ -9,8 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from sae_lens_matryoshka.config_file import ConfigError
-from sae_lens_matryoshka.whole import whole_files, whole_folder, write_json
+from sae_lens_matryoshka.atomic_files import whole_files, whole_folder, write_json
+from sae_lens_matryoshka.settings.yaml_file import ConfigError
 
 MARKER = ".sae_lens_matryoshka.json"
 # What versions that left no marker wrote into folders that they replaced.

@@ -42,7 +42,7 @@ def random_sae(
 
 def rescaled(sae: Any, seed: int = 5) -> Any:
     """The same function with other decoder norms."""
-    from sae_lens_matryoshka.sae import copy_of
+    from sae_lens_matryoshka.levels.matryoshka_sae import copy_of
 
     copied = copy_of(sae)
     generator = torch.Generator().manual_seed(seed)
@@ -56,7 +56,7 @@ def rescaled(sae: Any, seed: int = 5) -> Any:
 
 def refined_sae() -> Any:
     """The weights of random_sae with levels, in an SAE that encodes twice."""
-    from sae_lens_matryoshka.refined_sae import RefinedSAE, RefinedSAEConfig
+    from sae_lens_matryoshka.saes.refined_sae import RefinedSAE, RefinedSAEConfig
 
     jumprelu = random_sae(widths=WIDTHS)
     shared = {name: getattr(jumprelu.cfg, name) for name in ("d_in", "d_sae", "metadata")}

@@ -18,6 +18,12 @@ def invoke(*arguments: Any) -> Result:
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
+def invoke_ground_truth(*arguments: Any) -> Result:
+    from research.ground_truth.__main__ import app
+
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     class Runner:
         def __init__(self, _: Any):
@@ -26,4 +32,4 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         def run(self) -> None:
             raise error
 
-    monkeypatch.setattr("sae_lens_matryoshka.runner.MatryoshkaSAETrainingRunner", Runner)
+    monkeypatch.setattr("sae_lens_matryoshka.training.runner.MatryoshkaSAETrainingRunner", Runner)

@@ -57,7 +57,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def run(self) -> None:
             pass
 
-    monkeypatch.setattr("sae_lens_matryoshka.runner.MatryoshkaSAETrainingRunner", Runner)
+    monkeypatch.setattr("sae_lens_matryoshka.training.runner.MatryoshkaSAETrainingRunner", Runner)
     return configs
 
 

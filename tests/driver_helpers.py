@@ -18,7 +18,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from test_drivers import BATCH, D_IN, D_SAE, activations, trainer_config
 
 from sae_lens_matryoshka import LanguageModelSAERunnerConfig, MatryoshkaSAETrainingRunner
-from sae_lens_matryoshka.config import MatryoshkaTrainingSAEConfig
+from sae_lens_matryoshka.saes.config import MatryoshkaTrainingSAEConfig
 
 __all__ = ["BATCH", "DRIVERS", "D_IN", "D_SAE", "Run", "activations"]
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sae_lens_matryoshka import engine, objective
+from sae_lens_matryoshka import engine
+from sae_lens_matryoshka.saes import objective
 
 
 @dataclass(repr=False)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_lens_matryoshka import LanguageModelSAERunnerConfig, MatryoshkaSAETrainingRunner
-from sae_lens_matryoshka.runner import TrainingInterrupted
+from sae_lens_matryoshka.training.runner import TrainingInterrupted
 
 D_IN, D_SAE, CONTEXT, VOCAB = 16, 32, 8, 64
 HOOK = "blocks.0.hook_resid_post"

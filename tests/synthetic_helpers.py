@@ -7,9 +7,9 @@ from typing import Any
 
 from sae_lens.synthetic import SyntheticModel
 
-from sae_lens_matryoshka.ground_truth.side_by_side import Tell
-from sae_lens_matryoshka.ground_truth.synth_sae_bench import MODELS
-from sae_lens_matryoshka.ground_truth.synthetic_config import SyntheticConfig
+from research.ground_truth.parallel_tasks import Tell
+from research.ground_truth.synth_sae_bench import MODELS
+from research.ground_truth.synthetic_config import SyntheticConfig
 
 MINI = MODELS["mini"]
 assert MINI.hierarchy is not None

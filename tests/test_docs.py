@@ -15,15 +15,16 @@ from runner_helpers import tidy_process  # noqa: F401  (a fixture of every test 
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 
 import sae_lens_matryoshka as slm
-from sae_lens_matryoshka import cli, config_check
+from research.ground_truth.synthetic_config import SyntheticConfig
+from research.ground_truth.toy_bench import ToyTreeConfig
+from sae_lens_matryoshka import cli
 from sae_lens_matryoshka.bench import checked_config as checked_bench_config
-from sae_lens_matryoshka.config_file import parse_override, read_mapping, read_settings
-from sae_lens_matryoshka.ground_truth.synthetic_config import SyntheticConfig
-from sae_lens_matryoshka.ground_truth.toy_bench import ToyTreeConfig
-from sae_lens_matryoshka.schema import validated
+from sae_lens_matryoshka.settings.strict_models import validated
+from sae_lens_matryoshka.settings.yaml_file import parse_override, read_mapping, read_settings
+from sae_lens_matryoshka.training.settings import from_file as config_check
 
 GROUND_TRUTH = {"toy_tree": ToyTreeConfig, "synthetic": SyntheticConfig}
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in sorted(DOCS.rglob("*.md"))}
 README = {"README.md": (ROOT / "README.md").read_text()}  # its examples need a network

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.ownership import (
     check_replaceable,
     claim,
@@ -14,6 +13,7 @@ from sae_lens_matryoshka.ownership import (
     remove_scratch,
     replaced_folder,
 )
+from sae_lens_matryoshka.settings.yaml_file import ConfigError
 
 NAMES = ("results.md", "plots", "work")
 

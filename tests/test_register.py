@@ -12,7 +12,7 @@ from sae_lens.registry import (
 )
 
 import sae_lens_matryoshka as slm
-from sae_lens_matryoshka.refined_sae import RefinedSAE, RefinedSAEConfig
+from sae_lens_matryoshka.saes.refined_sae import RefinedSAE, RefinedSAEConfig
 
 
 def test_importing_registers():

@@ -10,7 +10,13 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from sae_lens_matryoshka.markdown_table import pipe_table
-from sae_lens_matryoshka.terminal_table import Grid, console, fitted, show_markdown, show_notes
+from sae_lens_matryoshka.terminal_table import (
+    Grid,
+    console,
+    fitted,
+    show_markdown,
+    show_notes,
+)
 
 HEADER = ["SAE", "width", "L0", "absorption fraction ↓", "cross-entropy recovered ↑", "k=1 ↑"]
 ROWS = [

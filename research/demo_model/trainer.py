@@ -11,7 +11,7 @@ from research.demo_model.muon import Muon
 from research.demo_model.settings import TrainSettings
 from research.demo_model.tokenizer import END_OF_TEXT_ID, alphabetic_tokens, letter_index
 from research.demo_model.windows import BatchStream
-from sae_lens_matryoshka.whole import whole_files
+from sae_lens_matryoshka.atomic_files import whole_files
 
 CHECKPOINT = "checkpoint.pt"
 

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_lens_matryoshka.bench.config import BenchConfig, checked_config
-    from sae_lens_matryoshka.bench.suite import BenchReport, run
+    from sae_lens_matryoshka.bench.jobs.suite import BenchReport, run
 
 __all__ = ["BenchConfig", "BenchReport", "checked_config", "run"]
 
 _HOME_OF = {
     "BenchConfig": "config",
-    "BenchReport": "suite",
+    "BenchReport": "jobs.suite",
     "checked_config": "config",
-    "run": "suite",
+    "run": "jobs.suite",
 }
 
 

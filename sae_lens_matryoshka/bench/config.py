@@ -6,9 +6,15 @@ from typing import Any, Literal, cast
 
 from pydantic import Field, StrictBool, field_validator, model_validator
 
-from sae_lens_matryoshka.config_file import ConfigError
-from sae_lens_matryoshka.model_names import hook_of
-from sae_lens_matryoshka.schema import AbsolutePath, Seed, Seeds, Strict, validated
+from sae_lens_matryoshka.settings.model_names import hook_of
+from sae_lens_matryoshka.settings.strict_models import (
+    AbsolutePath,
+    Seed,
+    Seeds,
+    Strict,
+    validated,
+)
+from sae_lens_matryoshka.settings.yaml_file import ConfigError
 
 EvalName = Literal["absorption", "sparse_probing", "tpp", "scr", "sae_probes", "core"]
 DEMO = "demo"

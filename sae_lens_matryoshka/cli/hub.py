@@ -9,8 +9,8 @@ import typer
 
 from sae_lens_matryoshka.cli.input_checks import check_early, unusable_input
 from sae_lens_matryoshka.cli.shell import Debug, app, errors_shown, load_sae_lens
-from sae_lens_matryoshka.config_file import ConfigError
-from sae_lens_matryoshka.sae_folder import CFG_FILENAME, require_sae
+from sae_lens_matryoshka.loading.sae_folder import CFG_FILENAME, require_sae
+from sae_lens_matryoshka.settings.yaml_file import ConfigError
 
 MAIN = "main"
 
@@ -169,7 +169,7 @@ def convert(
             "revision": revision,
             "widths": chosen,
         }
-        module = "sae_lens_matryoshka.hub.conversion"
+        module = "sae_lens_matryoshka.convert.convert"
         check_early(lambda now: now.get(module, "check_request")(source, out, **request))
         load_sae_lens()
         _quiet()

@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sae_lens_matryoshka.config_file import ConfigError
-from sae_lens_matryoshka.definitions import Definitions
+from sae_lens_matryoshka.settings.definitions import Definitions
+from sae_lens_matryoshka.settings.yaml_file import ConfigError
 
 logger = logging.getLogger(__name__)
 

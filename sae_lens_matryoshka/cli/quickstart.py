@@ -7,7 +7,7 @@ import typer
 
 from sae_lens_matryoshka.cli.input_checks import unusable_input
 from sae_lens_matryoshka.cli.shell import EXIT_SIGNAL, Debug, app, errors_shown, load_sae_lens
-from sae_lens_matryoshka.writable import check_output
+from sae_lens_matryoshka.settings.writable import check_output
 
 
 @app.command()
@@ -32,7 +32,7 @@ def quickstart(
         data_folder()  # an error without the extra [demo]
         load_sae_lens()
         from sae_lens_matryoshka.demo import quickstart as demo
-        from sae_lens_matryoshka.interruption import TrainingInterrupted
+        from sae_lens_matryoshka.training.interruption import TrainingInterrupted
 
         try:
             demo.run(output=output, small=small)

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from sae_lens_matryoshka import __version__
-from sae_lens_matryoshka.config_file import ConfigError
-from sae_lens_matryoshka.hub_access import NotFetchedError
+from sae_lens_matryoshka.loading.hub_access import NotFetchedError
+from sae_lens_matryoshka.settings.yaml_file import ConfigError
 
 PROGRAM = "sae-lens-matryoshka"
 EXIT_RUN_FAILED = 1
@@ -91,3 +91,13 @@ def errors_shown(debug: bool) -> Iterator[None]:
             raise typer.Exit(EXIT_RUN_FAILED) from None
         typer.echo("Run the command again with --debug for the traceback.", err=True)
         raise typer.Exit(EXIT_RUN_FAILED) from None
+
+
+@contextmanager
+def kept_when_interrupted() -> Iterator[None]:
+    """Say that a command that is interrupted can be continued."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("What is finished is kept. The same command continues from there.", err=True)
+        raise

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sae_lens_matryoshka.checkpoint_folder import checkpoints_below, damage, is_checkpoint
 from sae_lens_matryoshka.cli.input_checks import check_early, unusable_input
 from sae_lens_matryoshka.cli.shell import (
     EXIT_SIGNAL,
@@ -23,8 +22,13 @@ from sae_lens_matryoshka.cli.shell import (
     errors_shown,
     load_sae_lens,
 )
-from sae_lens_matryoshka.config_file import ConfigError, Setting, read_settings
-from sae_lens_matryoshka.definitions import Definitions
+from sae_lens_matryoshka.settings.definitions import Definitions
+from sae_lens_matryoshka.settings.yaml_file import ConfigError, Setting, read_settings
+from sae_lens_matryoshka.training.resuming.checkpoint_folder import (
+    checkpoints_below,
+    damage,
+    is_checkpoint,
+)
 
 if TYPE_CHECKING:
     from sae_lens.config import LanguageModelSAERunnerConfig
@@ -128,7 +132,7 @@ def _config_from_file(
         )
 
     def checked(definitions: Definitions) -> "LanguageModelSAERunnerConfig[Any]":
-        check = definitions.get("sae_lens_matryoshka.config_check", "checked_config")
+        check = definitions.get("sae_lens_matryoshka.training.settings.from_file", "checked_config")
         return check(settings, str(path), is_saved=not arguments)
 
     return _checked_twice(checked)
@@ -154,8 +158,10 @@ def _checked_twice(
 
     def check(definitions: Definitions) -> None:
         found = config(definitions)
-        definitions.get("sae_lens_matryoshka.runner", "check_before_loading")(found, found.sae)
-        definitions.get("sae_lens_matryoshka.runner", "check_sources")(found)
+        definitions.get("sae_lens_matryoshka.training.runner", "check_before_loading")(
+            found, found.sae
+        )
+        definitions.get("sae_lens_matryoshka.training.runner", "check_sources")(found)
 
     check_early(check)
     load_sae_lens()
@@ -167,7 +173,7 @@ def _parse_flags(
 ) -> "LanguageModelSAERunnerConfig[Any]":
     """SAELens's parser of flags, a private function of its runner; raises instead of exiting."""
     parse = definitions.get("sae_lens.llm_sae_training_runner", "_parse_cfg_args")
-    check_run = definitions.get("sae_lens_matryoshka.run_check", "check_run")
+    check_run = definitions.get("sae_lens_matryoshka.training.settings.run_check", "check_run")
     if not any(re.match("--(architecture|sae)(=|$)", argument) for argument in arguments):
         arguments = ["--architecture", "matryoshka", *arguments]
     complaint = io.StringIO()
@@ -191,7 +197,7 @@ def _with_nearest_flag(reason: str, definitions: Definitions) -> str:
     unknown = re.match(r"unrecognized arguments: --([\w.]+)", reason)
     if unknown is None:
         return reason
-    checks = "sae_lens_matryoshka.config_check"
+    checks = "sae_lens_matryoshka.training.settings.from_file"
     if unknown[1] in definitions.get(checks, "ONLY_IN_FILES"):
         return f"{reason}. {unknown[1]} is no flag of SAELens: give it in a file, '{PROGRAM} train FILE'."
     known = definitions.get(checks, "known_flags")()
@@ -201,8 +207,8 @@ def _with_nearest_flag(reason: str, definitions: Definitions) -> str:
 
 
 def _train(config: "LanguageModelSAERunnerConfig[Any]") -> None:
-    from sae_lens_matryoshka.interruption import TrainingFailed, TrainingInterrupted
-    from sae_lens_matryoshka.runner import MatryoshkaSAETrainingRunner
+    from sae_lens_matryoshka.training.interruption import TrainingFailed, TrainingInterrupted
+    from sae_lens_matryoshka.training.runner import MatryoshkaSAETrainingRunner
 
     with unusable_input():
         runner = MatryoshkaSAETrainingRunner(config)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_lens_matryoshka.whole import whole_files
+from sae_lens_matryoshka.atomic_files import whole_files
 
 from .biographies import GENDERS, PROFESSIONS, biography
 from .product_reviews import CATEGORIES, RATINGS, product_sentences

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_lens_matryoshka.local_model import missing_files, open_local_model
+from sae_lens_matryoshka.language_models import missing_files, open_local_model
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

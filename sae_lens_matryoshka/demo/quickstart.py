@@ -15,14 +15,11 @@ from sae_lens import SAE, ActivationsStore, LoggingConfig
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 
+from sae_lens_matryoshka.demo.contexts import LatentActivity, latent_activity, top_snippets
 from sae_lens_matryoshka.demo.model import MODEL_NAME, load_model
-from sae_lens_matryoshka.demo.snippets import (
-    LatentActivity,
-    latent_activity,
-    top_snippets,
-)
 from sae_lens_matryoshka.demo.text import NOT_SHOWN, shuffled, texts
-from sae_lens_matryoshka.level_results import (
+from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE
+from sae_lens_matryoshka.levels.measurements import (
     DEAD,
     FVU,
     L0,
@@ -32,14 +29,13 @@ from sae_lens_matryoshka.level_results import (
     record,
 )
 from sae_lens_matryoshka.ownership import claim
-from sae_lens_matryoshka.recipes import Recipe
-from sae_lens_matryoshka.runner import (
+from sae_lens_matryoshka.terminal_table import Grid, fitted
+from sae_lens_matryoshka.terminal_table import console as terminal
+from sae_lens_matryoshka.training.runner import (
     LanguageModelSAERunnerConfig,
     MatryoshkaSAETrainingRunner,
 )
-from sae_lens_matryoshka.sae import MatryoshkaSAE
-from sae_lens_matryoshka.terminal_table import Grid, fitted
-from sae_lens_matryoshka.terminal_table import console as terminal
+from sae_lens_matryoshka.training.settings.presets import Recipe
 
 if TYPE_CHECKING:
     from transformer_lens import HookedTransformer

@@ -14,7 +14,12 @@ import torch
 from sae_lens_matryoshka.engine import screening, selection, sparse
 from sae_lens_matryoshka.engine.bias import shifted_bias
 from sae_lens_matryoshka.engine.crossover import crossover_of, sparse_pays
-from sae_lens_matryoshka.engine.dense import DenseCode, batch_top_k, nested_decode, token_top_k
+from sae_lens_matryoshka.engine.dense import (
+    DenseCode,
+    batch_top_k,
+    nested_decode,
+    token_top_k,
+)
 from sae_lens_matryoshka.engine.refinement import refined
 from sae_lens_matryoshka.engine.selection import Encoder, Entries
 from sae_lens_matryoshka.engine.sparse import SparseCode

@@ -6,7 +6,7 @@ from pathlib import Path
 from sae_lens_matryoshka.hub.card_entry import CardEntry, is_local_path
 from sae_lens_matryoshka.hub.card_text import code, listed, plain
 from sae_lens_matryoshka.hub.names import hub_model, hub_name
-from sae_lens_matryoshka.level_origin import KEY
+from sae_lens_matryoshka.levels.origin import KEY
 
 
 def title(repo_id: str, entries: Sequence[CardEntry]) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from sae_lens_matryoshka.calibration import L0_IS_CALIBRATED
 from sae_lens_matryoshka.hub.card_entry import CardEntry, is_local_path
 from sae_lens_matryoshka.hub.card_facts import facts_of, title
 from sae_lens_matryoshka.hub.card_text import code, listed, plain
 from sae_lens_matryoshka.hub.level_plot import PLOT, plotted
 from sae_lens_matryoshka.hub.sae_ids import level_id
-from sae_lens_matryoshka.level_results import DEAD, FVU, L0, NOTES, Measurement
+from sae_lens_matryoshka.levels.calibration import L0_IS_CALIBRATED
+from sae_lens_matryoshka.levels.measurements import DEAD, FVU, L0, NOTES, Measurement
 from sae_lens_matryoshka.markdown_table import level_label, pipe_table
 
 MAIN = "main"  # the branch that SAELens loads from

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from sae_lens_matryoshka.fingerprint import hash_files
+from sae_lens_matryoshka.atomic_files import write_json
 from sae_lens_matryoshka.hub.card import CARD
 from sae_lens_matryoshka.hub.repo import Repo, files_below
-from sae_lens_matryoshka.whole import write_json
+from sae_lens_matryoshka.levels.fingerprint import hash_files
 
 # beside a dry run's files, in the folder of the Hub's client, which it never uploads
 RECORD = Path(".cache", "huggingface", "sae_lens_matryoshka_dry_run.json")

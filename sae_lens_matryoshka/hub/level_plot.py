@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sae_lens_matryoshka.hub.card_entry import CardEntry
-from sae_lens_matryoshka.level_results import FVU, L0
+from sae_lens_matryoshka.levels.measurements import FVU, L0
 
 PLOT = "levels.svg"
 MARK = "sae-lens-matryoshka publish"

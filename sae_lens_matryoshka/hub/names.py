@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from sae_lens_matryoshka.model_names import official_name
+from sae_lens_matryoshka.settings.model_names import official_name
 
 
 def hub_model(name: str | None) -> str | None:

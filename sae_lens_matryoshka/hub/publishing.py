@@ -9,12 +9,9 @@ from typing import Any
 
 from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
-from sae_lens_matryoshka import level_results
 from sae_lens_matryoshka.hub.card import CARD, build_card
 from sae_lens_matryoshka.hub.card_entry import CardEntry
-from sae_lens_matryoshka.hub.download import FILES
 from sae_lens_matryoshka.hub.dry_run import FolderRepo
-from sae_lens_matryoshka.hub.folder import TRAINED_TOKENS
 from sae_lens_matryoshka.hub.level_plot import MARK, PLOT, level_plot
 from sae_lens_matryoshka.hub.repo import (
     MAIN,
@@ -30,8 +27,11 @@ from sae_lens_matryoshka.hub.scores import Scores
 from sae_lens_matryoshka.hub.staging import Publishable, StagedSAE, parent_of, stage, write
 from sae_lens_matryoshka.hub.tokens import refuse_secrets
 from sae_lens_matryoshka.hub.verify import Expectation, expectations, verify
-from sae_lens_matryoshka.sae_folder import require_sae
-from sae_lens_matryoshka.writable import check_output
+from sae_lens_matryoshka.levels import measurements as level_results
+from sae_lens_matryoshka.loading.download import FILES
+from sae_lens_matryoshka.loading.sae_folder import require_sae
+from sae_lens_matryoshka.loading.saved_folder import TRAINED_TOKENS
+from sae_lens_matryoshka.settings.writable import check_output
 
 logger = logging.getLogger(__name__)
 

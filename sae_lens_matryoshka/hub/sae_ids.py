@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from sae_lens_matryoshka.hub.download import FILES
+from sae_lens_matryoshka.loading.download import FILES
 
 _PART = r"[A-Za-z0-9_-](?:[A-Za-z0-9_.-]*[A-Za-z0-9_-])?"  # no leading dot, nor a last one
 _RESERVED = ("README.md", "levels.svg", *FILES)

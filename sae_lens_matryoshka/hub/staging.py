@@ -17,12 +17,8 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.saes.topk_sae import TopKSAE
 from safetensors.torch import save_file
 
-from sae_lens_matryoshka.checkpoint import FOLDED_NORMALIZATIONS
-from sae_lens_matryoshka.hub.folder import open_folder, sparsity_beside, widths_beside
 from sae_lens_matryoshka.hub.sae_ids import level_id
-from sae_lens_matryoshka.level_origin import KEY, origin_of
-from sae_lens_matryoshka.level_results import drop_outdated
-from sae_lens_matryoshka.sae import (
+from sae_lens_matryoshka.levels.matryoshka_sae import (
     UNIT_TOLERANCE,
     MatryoshkaSAE,
     copy_of,
@@ -32,6 +28,14 @@ from sae_lens_matryoshka.sae import (
     not_finite,
     write_widths,
 )
+from sae_lens_matryoshka.levels.measurements import drop_outdated
+from sae_lens_matryoshka.levels.origin import KEY, origin_of
+from sae_lens_matryoshka.loading.saved_folder import (
+    open_folder,
+    sparsity_beside,
+    widths_beside,
+)
+from sae_lens_matryoshka.training.resuming.checkpoint import FOLDED_NORMALIZATIONS
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from transformer_lens.supported_models import MODEL_ALIASES
 
 from sae_lens_matryoshka.bench import checked_config
 from sae_lens_matryoshka.bench.config import BenchConfig
-from sae_lens_matryoshka.bench.evals import EVALS, eval_config
-from sae_lens_matryoshka.bench.plan import check_evals
-from sae_lens_matryoshka.config_file import read_mapping
+from sae_lens_matryoshka.bench.evals.catalogue import EVALS, eval_config
+from sae_lens_matryoshka.bench.jobs.plan import check_evals
+from sae_lens_matryoshka.settings.yaml_file import read_mapping
 
 FOLDER = Path(__file__).parents[2] / "bench_configs"
 DEMO_MODEL = ["demo_recipes", "demo_trainings"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sae_lens_matryoshka.bench.config import BenchConfig, checked_config
-from sae_lens_matryoshka.config_file import ConfigError, parse_override, read_mapping
+from sae_lens_matryoshka.settings.yaml_file import ConfigError, parse_override, read_mapping
 
 
 def test_a_minimal_config_has_defaults(settings: dict[str, Any]):

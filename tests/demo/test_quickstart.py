@@ -6,10 +6,10 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from sae_lens_matryoshka.config_file import ConfigError
 from sae_lens_matryoshka.demo import quickstart
+from sae_lens_matryoshka.demo.contexts import LatentActivity, latent_activity, top_snippets
 from sae_lens_matryoshka.demo.model import load_model
-from sae_lens_matryoshka.demo.snippets import LatentActivity, latent_activity, top_snippets
+from sae_lens_matryoshka.settings.yaml_file import ConfigError
 
 
 class Characters:

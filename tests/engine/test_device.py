@@ -10,14 +10,10 @@ from engine_problems import Problem, assert_same_numbers
 from sae_lens.saes.sae import TrainStepInput
 from simulated_cuda import SimulatedTensor, moved, simulated_cuda
 
-from sae_lens_matryoshka import (
-    MatryoshkaTrainingSAE,
-    MatryoshkaTrainingSAEConfig,
-    engine,
-    resampling,
-    threshold,
-)
+from sae_lens_matryoshka import MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig, engine
 from sae_lens_matryoshka.engine import kernels, screening, selection
+from sae_lens_matryoshka.saes import resampling
+from sae_lens_matryoshka.saes import thresholds as threshold
 
 pytest.importorskip("triton")
 

@@ -164,7 +164,7 @@ class TestTopK:
             return _search(encoder, n, guess)
 
         monkeypatch.setattr(selection, "_search", search)
-        caplog.set_level("DEBUG")
+        caplog.set_level("DEBUG", logger="sae_lens_matryoshka")
         actual = selection.top(problem.encoder, 300, too_high * expected.hidden_pre.min().item())
         assert torch.equal(actual.latents, expected.latents)
         assert torch.equal(actual.tokens, expected.tokens)

@@ -11,11 +11,12 @@ import yaml
 from bench_helpers import D_MODEL, WIDTHS, random_sae
 from huggingface_hub import ModelCard
 
-from sae_lens_matryoshka import calibrate_threshold, level_results
+from sae_lens_matryoshka import calibrate_threshold
 from sae_lens_matryoshka.hub.card import BEGIN, END, build_card
 from sae_lens_matryoshka.hub.card_entry import CardEntry
 from sae_lens_matryoshka.hub.level_plot import MARK, PLOT, level_plot
-from sae_lens_matryoshka.level_results import measurement
+from sae_lens_matryoshka.levels import measurements as level_results
+from sae_lens_matryoshka.levels.measurements import measurement
 
 
 def entry(sae_id: str = "a", widths: list[int] | None = WIDTHS, **metadata: Any) -> CardEntry:

@@ -261,7 +261,7 @@ class TestRepublishing:
         assert not list(Path(folder, "a").glob("level_*"))
 
     def test_the_plot_is_in_the_repo_as_long_as_there_is_something_to_show(self, hub):
-        from sae_lens_matryoshka.level_results import measurement, record
+        from sae_lens_matryoshka.levels.measurements import measurement, record
 
         known = sae()
         record(known, {w: {"FVU ↓": measurement([1 / w]), "L0": measurement([w])} for w in WIDTHS})

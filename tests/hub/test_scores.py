@@ -9,12 +9,12 @@ import torch
 from bench_helpers import HOOK, WIDTHS, random_sae
 from sae_lens import SAE
 
-from sae_lens_matryoshka.bench.sources import bench_form
-from sae_lens_matryoshka.fingerprint import fingerprint
+from sae_lens_matryoshka.bench.inputs.saes import bench_form
 from sae_lens_matryoshka.hub.scores import Scores
 from sae_lens_matryoshka.hub.staging import stage
-from sae_lens_matryoshka.level_results import measurement, record, results_of
-from sae_lens_matryoshka.sae import copy_of
+from sae_lens_matryoshka.levels.fingerprint import fingerprint
+from sae_lens_matryoshka.levels.matryoshka_sae import copy_of
+from sae_lens_matryoshka.levels.measurements import measurement, record, results_of
 
 METRICS = [
     ("fidelity", "l0", "L0", None, "", True),

@@ -14,11 +14,15 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 from sae_lens.training.activation_scaler import ActivationScaler
 from safetensors.torch import load_file, save_file
 
-from sae_lens_matryoshka import MatryoshkaSAE, MatryoshkaTrainingSAE, MatryoshkaTrainingSAEConfig
-from sae_lens_matryoshka.fingerprint import fingerprint
+from sae_lens_matryoshka import (
+    MatryoshkaSAE,
+    MatryoshkaTrainingSAE,
+    MatryoshkaTrainingSAEConfig,
+)
 from sae_lens_matryoshka.hub.staging import parent_of, stage, write
-from sae_lens_matryoshka.level_results import measurement, record, results_of
-from sae_lens_matryoshka.sae import copy_of, inference_form
+from sae_lens_matryoshka.levels.fingerprint import fingerprint
+from sae_lens_matryoshka.levels.matryoshka_sae import copy_of, inference_form
+from sae_lens_matryoshka.levels.measurements import measurement, record, results_of
 
 METADATA = {"model_name": "m", "hook_name": "blocks.0.hook_resid_post", "context_size": 64}
 
