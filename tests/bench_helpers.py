@@ -42,7 +42,7 @@ def random_sae(
 
 def rescaled(sae: Any, seed: int = 5) -> Any:
     """The same function with other decoder norms."""
-    from sae_lens_matryoshka.levels.matryoshka_sae import copy_of
+    from sae_lens_matryoshka.saes.inference_sae import copy_of
 
     copied = copy_of(sae)
     generator = torch.Generator().manual_seed(seed)

@@ -13,8 +13,8 @@ from sae_lens.synthetic import SyntheticModel
 from sae_lens.training.sae_trainer import SAETrainer
 
 from research.ground_truth.random_state import OwnRandomness
+from sae_lens_matryoshka.saes.training_state import restore_training_state, training_state
 from sae_lens_matryoshka.training.adam import speed_up_adam
-from sae_lens_matryoshka.training.resuming.checkpoint import memory, restore_memory
 
 # Purposes of OwnRandomness.
 BATCHES, SAES, EVALUATION = 0, 1, 2
@@ -102,7 +102,7 @@ class Pupil:
         state = {
             "weights": self.sae.state_dict(),
             "randomness": self._randomness.state,
-            **memory(self.sae),
+            **training_state(self.sae),
         }
         torch.save(state, folder / _SAE_FILENAME)
 
@@ -111,7 +111,7 @@ class Pupil:
         self._trainer.load_trainer_state(folder)
         state = torch.load(folder / _SAE_FILENAME, weights_only=True)
         self.sae.load_state_dict(state["weights"])
-        restore_memory(self.sae, state)
+        restore_training_state(self.sae, state)
         self._randomness.state = state["randomness"]
 
 

@@ -19,6 +19,7 @@ from sae_lens_matryoshka.saes.config import (
     MatryoshkaTrainingSAEConfig,
 )
 from sae_lens_matryoshka.saes.config_rules import check_lengths, check_schedule
+from sae_lens_matryoshka.saes.inference_sae import FOLDED_NORMALIZATIONS
 from sae_lens_matryoshka.settings.field_types import describe, fit
 from sae_lens_matryoshka.settings.strict_models import (
     AbsolutePath,
@@ -26,7 +27,6 @@ from sae_lens_matryoshka.settings.strict_models import (
     Strict,
     did_you_mean,
 )
-from sae_lens_matryoshka.training.resuming.checkpoint import FOLDED_NORMALIZATIONS
 from sae_lens_matryoshka.training.settings import presets as recipes
 from sae_lens_matryoshka.training.settings.runner_config import training_config_class
 

@@ -30,25 +30,22 @@ from sae_lens_matryoshka.convert.other_libraries import (
     read_json,
     read_matryoshka_sae,
 )
-from sae_lens_matryoshka.hub.repo import check_revision
-from sae_lens_matryoshka.levels.matryoshka_sae import (
-    MatryoshkaSAE,
-    has_unit_norms,
-    named_widths,
-    not_finite,
-)
+from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE
 from sae_lens_matryoshka.loading.download import GIVE_FOLDER
-from sae_lens_matryoshka.loading.hub_access import NotFetchedError, fetching
+from sae_lens_matryoshka.loading.hub_access import NotFetchedError, check_revision, fetching
+from sae_lens_matryoshka.loading.sae_folder import STATE_FILENAME
 from sae_lens_matryoshka.loading.saved_folder import (
     open_folder,
     sparsity_beside,
     widths_beside,
 )
-from sae_lens_matryoshka.settings.writable import check_output
-from sae_lens_matryoshka.training.resuming.checkpoint import (
+from sae_lens_matryoshka.saes.inference_sae import (
     FOLDED_NORMALIZATIONS,
-    STATE_FILENAME,
+    has_unit_norms,
+    named_widths,
+    not_finite,
 )
+from sae_lens_matryoshka.settings.writable import check_output
 
 # The file that tells whose checkpoint it is, and the one that lies beside it.
 _FORMATS = {

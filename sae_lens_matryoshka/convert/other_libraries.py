@@ -13,7 +13,8 @@ from sae_lens import logger
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
-from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE, build
+from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE
+from sae_lens_matryoshka.saes.inference_sae import build
 
 DICTIONARY_LEARNING_WEIGHTS = "ae.pt"
 MATRYOSHKA_SAE_WEIGHTS = "sae.pt"

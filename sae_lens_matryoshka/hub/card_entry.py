@@ -9,9 +9,9 @@ from typing import Any
 from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 
 from sae_lens_matryoshka.hub.staging import NEEDED_PACKAGE
-from sae_lens_matryoshka.levels.matryoshka_sae import named_widths
 from sae_lens_matryoshka.levels.measurements import Measurement, results_of
 from sae_lens_matryoshka.loading.saved_folder import TRAINED_TOKENS
+from sae_lens_matryoshka.saes.inference_sae import named_widths
 
 logger = logging.getLogger(__name__)
 

@@ -13,15 +13,7 @@ from sae_lens_matryoshka.hub.card import CARD, build_card
 from sae_lens_matryoshka.hub.card_entry import CardEntry
 from sae_lens_matryoshka.hub.dry_run import FolderRepo
 from sae_lens_matryoshka.hub.level_plot import MARK, PLOT, level_plot
-from sae_lens_matryoshka.hub.repo import (
-    MAIN,
-    HubRepo,
-    PublishError,
-    Repo,
-    SomebodyElseCommitted,
-    check_repo_id,
-    check_revision,
-)
+from sae_lens_matryoshka.hub.repo import MAIN, HubRepo, PublishError, Repo, SomebodyElseCommitted
 from sae_lens_matryoshka.hub.sae_ids import check_ids, is_level_id
 from sae_lens_matryoshka.hub.scores import Scores
 from sae_lens_matryoshka.hub.staging import Publishable, StagedSAE, parent_of, stage, write
@@ -29,6 +21,7 @@ from sae_lens_matryoshka.hub.tokens import refuse_secrets
 from sae_lens_matryoshka.hub.verify import Expectation, expectations, verify
 from sae_lens_matryoshka.levels import measurements as level_results
 from sae_lens_matryoshka.loading.download import FILES
+from sae_lens_matryoshka.loading.hub_access import check_repo_id, check_revision
 from sae_lens_matryoshka.loading.sae_folder import require_sae
 from sae_lens_matryoshka.loading.saved_folder import TRAINED_TOKENS
 from sae_lens_matryoshka.settings.writable import check_output

@@ -1,6 +1,5 @@
 """Where SAEs are published to: a repo of the Hub, or a folder that stands for one."""
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import (
     HfHubHTTPError,
-    HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -171,37 +169,6 @@ class HubRepo(Repo):
         if head == self.head:
             return "The repo is as it was: the files come in one commit, and that is not there."
         return "Whether the commit arrived is not known. Publish again: that changes nothing where it did."
-
-
-def check_repo_id(repo_id: str) -> None:
-    """
-    Check that the Hub could have a repo of that name.
-
-    Raises:
-        ValueError: It could not.
-    """
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"repo_id={repo_id!r} is no name of a repo: {error}") from error
-    if "/" not in repo_id:
-        raise ValueError(f"repo_id={repo_id!r}: give 'user/name', with your user or organisation.")
-
-
-def check_revision(revision: str) -> None:
-    """
-    Check that a repo could have a branch, tag or commit of that name.
-
-    Raises:
-        ValueError: It could not.
-    """
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", revision) or ".." in revision:
-        raise ValueError(
-            f"revision={revision!r} is no name of a branch, tag or commit: those are of letters, digits, '_', '-' "
-            "and '.', with '/' between their parts."
-        )
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from sae_lens import SAE
 
 from sae_lens_matryoshka.levels import measurements as level_results
 from sae_lens_matryoshka.levels.fingerprint import fingerprint
-from sae_lens_matryoshka.levels.matryoshka_sae import copy_of, has_unit_norms
 from sae_lens_matryoshka.markdown_table import with_arrow
+from sae_lens_matryoshka.saes.inference_sae import copy_of, has_unit_norms
 
 
 class Scores:

@@ -18,16 +18,7 @@ from sae_lens.saes.topk_sae import TopKSAE
 from safetensors.torch import save_file
 
 from sae_lens_matryoshka.hub.sae_ids import level_id
-from sae_lens_matryoshka.levels.matryoshka_sae import (
-    UNIT_TOLERANCE,
-    MatryoshkaSAE,
-    copy_of,
-    has_unit_norms,
-    inference_form,
-    named_widths,
-    not_finite,
-    write_widths,
-)
+from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE
 from sae_lens_matryoshka.levels.measurements import drop_outdated
 from sae_lens_matryoshka.levels.origin import KEY, origin_of
 from sae_lens_matryoshka.loading.saved_folder import (
@@ -35,7 +26,16 @@ from sae_lens_matryoshka.loading.saved_folder import (
     sparsity_beside,
     widths_beside,
 )
-from sae_lens_matryoshka.training.resuming.checkpoint import FOLDED_NORMALIZATIONS
+from sae_lens_matryoshka.saes.inference_sae import (
+    FOLDED_NORMALIZATIONS,
+    UNIT_TOLERANCE,
+    copy_of,
+    has_unit_norms,
+    inference_form,
+    named_widths,
+    not_finite,
+    write_widths,
+)
 
 logger = logging.getLogger(__name__)
 

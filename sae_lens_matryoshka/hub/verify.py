@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from sae_lens_matryoshka.hub import reload
 from sae_lens_matryoshka.hub.sae_ids import level_id
 from sae_lens_matryoshka.hub.staging import StagedSAE, needed_package
-from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE, copy_of
+from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE
+from sae_lens_matryoshka.saes.inference_sae import copy_of
 from sae_lens_matryoshka.saes.refined_sae import RefinedSAE
 
 TOLERANCE = 1e-5

@@ -13,8 +13,9 @@ from sae_lens.saes.sae import SAE, TrainingSAE
 from sae_lens.saes.topk_sae import TopKSAE
 
 from sae_lens_matryoshka import engine
-from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE, build, copy_of
+from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE
 from sae_lens_matryoshka.levels.measurements import L0_IS_CALIBRATED
+from sae_lens_matryoshka.saes.inference_sae import build, copy_of
 from sae_lens_matryoshka.saes.refined_sae import RefinedSAE
 from sae_lens_matryoshka.saes.thresholds import thresholds_for_l0
 

@@ -22,7 +22,6 @@ from sae_lens_matryoshka.levels.fingerprint import holds_weights_of
 from sae_lens_matryoshka.levels.origin import record_origin
 from sae_lens_matryoshka.levels.sae_proxy import SAEProxy
 from sae_lens_matryoshka.saes.config import resolve_widths
-from sae_lens_matryoshka.saes.inference_sae import UNIT_TOLERANCE as UNIT_TOLERANCE
 from sae_lens_matryoshka.saes.inference_sae import (
     build,
     copy_of,
@@ -30,8 +29,6 @@ from sae_lens_matryoshka.saes.inference_sae import (
     named_widths,
     write_widths,
 )
-from sae_lens_matryoshka.saes.inference_sae import has_unit_norms as has_unit_norms
-from sae_lens_matryoshka.saes.inference_sae import not_finite as not_finite
 from sae_lens_matryoshka.saes.latent_parameters import LATENT_DIM
 from sae_lens_matryoshka.saes.overrides import is_hooked
 from sae_lens_matryoshka.saes.refined_sae import RefinedSAE

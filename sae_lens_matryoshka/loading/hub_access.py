@@ -1,5 +1,6 @@
 """Say in one message what could not be fetched from the Hugging Face Hub, and what to do without a network."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -61,3 +62,35 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         current = current.__cause__ or current.__context__
+
+
+def check_repo_id(repo_id: str) -> None:
+    """
+    Check that the Hub could have a repo of that name.
+
+    Raises:
+        ValueError: It could not.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"repo_id={repo_id!r} is no name of a repo: {error}") from error
+    if "/" not in repo_id:
+        raise ValueError(f"repo_id={repo_id!r}: give 'user/name', with your user or organisation.")
+
+
+def check_revision(revision: str) -> None:
+    """
+    Check that a repo could have a branch, tag or commit of that name.
+
+    Raises:
+        ValueError: It could not.
+    """
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", revision) or ".." in revision:
+        raise ValueError(
+            f"revision={revision!r} is no name of a branch, tag or commit: those are of letters, digits, '_', '-' "
+            "and '.', with '/' between their parts."
+        )

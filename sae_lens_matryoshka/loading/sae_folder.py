@@ -3,6 +3,7 @@
 from pathlib import Path
 
 CFG_FILENAME = "cfg.json"  # SAELens's name, kept here since importing it is slow
+STATE_FILENAME = "matryoshka_state.pt"  # in a checkpoint: what SAELens's files do not hold
 
 
 def require_sae(folder: Path) -> None:

@@ -20,10 +20,10 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sae_lens_matryoshka.levels.matryoshka_sae import inference_form
-from sae_lens_matryoshka.loading.sae_folder import require_sae
+from sae_lens_matryoshka.loading.sae_folder import STATE_FILENAME, require_sae
+from sae_lens_matryoshka.saes.inference_sae import inference_form
 from sae_lens_matryoshka.saes.latent_order import order_of
-from sae_lens_matryoshka.training.resuming.checkpoint import STATE_FILENAME, restore_memory
+from sae_lens_matryoshka.saes.training_state import restore_training_state
 
 TRAINED_TOKENS = "trained_tokens"
 """The key in the metadata of a checkpoint's SAE; the runner_cfg.json beside it has the planned number."""
@@ -51,7 +51,7 @@ def open_folder(folder: Path, dtype: str | None = None, device: str = "cpu") -> 
     _unround_buffers(sae, folder)
     if (folder / STATE_FILENAME).is_file():
         state = torch.load(folder / STATE_FILENAME, map_location="cpu", weights_only=True)
-        restore_memory(sae, state)
+        restore_training_state(sae, state)
     _fold_statistics(sae, folder / ACTIVATION_SCALER_CFG_FILENAME)
     if (folder / TRAINER_STATE_FILENAME).is_file():
         state = torch.load(

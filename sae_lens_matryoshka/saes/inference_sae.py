@@ -9,6 +9,9 @@ from sae_lens.saes.sae import SAE, SAEConfig, SAEMetadata, TrainingSAE, Training
 
 UNIT_TOLERANCE = 1e-5  # SAEBench's own, which warns beyond it
 
+# Modes whose statistics are folded into the weights at the end of training.
+FOLDED_NORMALIZATIONS = ("expected_average_only_in", "covariance_whitening")
+
 S = TypeVar("S", bound=SAE[Any])
 
 

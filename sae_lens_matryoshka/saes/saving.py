@@ -12,7 +12,6 @@ from typing_extensions import override
 
 from sae_lens_matryoshka import engine
 from sae_lens_matryoshka.engine import selection
-from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE
 from sae_lens_matryoshka.saes.encoding import NestedSAE
 from sae_lens_matryoshka.saes.latent_order import sort_weights
 from sae_lens_matryoshka.saes.thresholds import (
@@ -46,6 +45,8 @@ class SavedAsStockSAE(NestedSAE, ABC):
             IndexError: There is no such level.
             ValueError: A topk SAE, whose levels do not stand alone.
         """
+        from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE  # a chapter above
+
         return MatryoshkaSAE.from_sae(self).level(index)
 
     @override

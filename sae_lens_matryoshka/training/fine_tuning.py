@@ -16,9 +16,9 @@ from sae_lens import (
 from sae_lens.saes.sae import SAEConfig
 from sae_lens.saes.topk_sae import TopKSAE
 
-from sae_lens_matryoshka.levels.matryoshka_sae import has_unit_norms
 from sae_lens_matryoshka.loading.sae_folder import require_sae
 from sae_lens_matryoshka.loading.saved_folder import open_folder
+from sae_lens_matryoshka.saes.inference_sae import has_unit_norms
 
 # Inference architectures with an encoder, a decoder and two biases, and what they select latents by.
 SELECTS_BY = {"standard": "sign", "topk": "rank", "jumprelu": "threshold"}

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 
 from sae_lens_matryoshka.atomic_files import whole_files
 from sae_lens_matryoshka.levels import measurements as level_results
-from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE, named_widths
+from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE
 from sae_lens_matryoshka.levels.measurements import FVU, L0, measurement
+from sae_lens_matryoshka.saes.inference_sae import named_widths
 from sae_lens_matryoshka.training.activations.store import ResumableStore
 
 FRACTION_OF_TRAINING = 50  # one held-out token for this many training tokens

@@ -38,8 +38,10 @@ from sae_lens_matryoshka.atomic_files import (
 from sae_lens_matryoshka.loading.hub_access import fetching
 from sae_lens_matryoshka.loading.model_identity import KEY as MODEL_IDENTITY
 from sae_lens_matryoshka.loading.model_identity import model_identity
+from sae_lens_matryoshka.loading.sae_folder import STATE_FILENAME
 from sae_lens_matryoshka.saes.config import MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.saes.config_rules import check_lengths, check_schedule
+from sae_lens_matryoshka.saes.training_state import restore_training_state, training_state
 from sae_lens_matryoshka.settings.model_names import check_model_name
 from sae_lens_matryoshka.training import fine_tuning, model_check
 from sae_lens_matryoshka.training.activations import cached as cached_activations
@@ -247,14 +249,12 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
 
     def _resume_data(self, folder: Path) -> None:
         """Restore what feeds the trainer, before SAELens starts a thread that draws from it."""
-        if not (folder / checkpoint.STATE_FILENAME).exists():
+        if not (folder / STATE_FILENAME).exists():
             self._store.resume_stock(folder)
             return
-        state = torch.load(
-            folder / checkpoint.STATE_FILENAME, map_location="cpu", weights_only=True
-        )
+        state = torch.load(folder / STATE_FILENAME, map_location="cpu", weights_only=True)
         self._store.resume(state["store"])
-        checkpoint.restore_memory(self.sae, state)
+        restore_training_state(self.sae, state)
         checkpoint.set_rng_state(state["rng"])
 
     @override
@@ -280,9 +280,9 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
         state = {
             "store": self._store.resume_state(),
             "rng": checkpoint.rng_state(),
-            **checkpoint.memory(self.sae),
+            **training_state(self.sae),
         }
-        torch.save(state, checkpoint_path / checkpoint.STATE_FILENAME)
+        torch.save(state, checkpoint_path / STATE_FILENAME)
 
     @override
     def save_final_sae(

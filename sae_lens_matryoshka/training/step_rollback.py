@@ -9,7 +9,7 @@ from sae_lens.training.prefetch import PrefetchingIterator
 
 from sae_lens_matryoshka.saes.thresholds import RecentActivations
 from sae_lens_matryoshka.saes.training_sae import MatryoshkaTrainingSAE
-from sae_lens_matryoshka.training.resuming import checkpoint
+from sae_lens_matryoshka.saes.training_state import restore_training_state
 
 
 def rollback(trainer: SAETrainer[Any, Any]) -> Callable[[], None]:
@@ -47,6 +47,6 @@ def rollback(trainer: SAETrainer[Any, Any]) -> Callable[[], None]:
             torch.cuda.set_rng_state_all(of_gpus)
         if isinstance(sae, MatryoshkaTrainingSAE):
             sae.recent_activations = RecentActivations()
-            checkpoint.restore_memory(sae, {"recent_activations": recent, "engines": engines})
+            restore_training_state(sae, {"recent_activations": recent, "engines": engines})
 
     return put_back

@@ -13,8 +13,8 @@ from sae_lens_matryoshka.bench.inputs.saes import bench_form
 from sae_lens_matryoshka.hub.scores import Scores
 from sae_lens_matryoshka.hub.staging import stage
 from sae_lens_matryoshka.levels.fingerprint import fingerprint
-from sae_lens_matryoshka.levels.matryoshka_sae import copy_of
 from sae_lens_matryoshka.levels.measurements import measurement, record, results_of
+from sae_lens_matryoshka.saes.inference_sae import copy_of
 
 METRICS = [
     ("fidelity", "l0", "L0", None, "", True),

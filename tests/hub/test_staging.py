@@ -21,8 +21,8 @@ from sae_lens_matryoshka import (
 )
 from sae_lens_matryoshka.hub.staging import parent_of, stage, write
 from sae_lens_matryoshka.levels.fingerprint import fingerprint
-from sae_lens_matryoshka.levels.matryoshka_sae import copy_of, inference_form
 from sae_lens_matryoshka.levels.measurements import measurement, record, results_of
+from sae_lens_matryoshka.saes.inference_sae import copy_of, inference_form
 
 METADATA = {"model_name": "m", "hook_name": "blocks.0.hook_resid_post", "context_size": 64}
 

@@ -17,7 +17,7 @@ from sae_lens_matryoshka import MatryoshkaSAE
 from sae_lens_matryoshka.hub import BrokenRepoError, publish, reload
 from sae_lens_matryoshka.hub.staging import stage
 from sae_lens_matryoshka.hub.verify import expectations
-from sae_lens_matryoshka.levels.matryoshka_sae import copy_of
+from sae_lens_matryoshka.saes.inference_sae import copy_of
 from sae_lens_matryoshka.saes.refined_sae import RefinedSAE
 
 PLUGIN = '''

@@ -3,7 +3,7 @@
 from bench_helpers import random_sae
 
 from sae_lens_matryoshka.levels.fingerprint import fingerprint
-from sae_lens_matryoshka.levels.matryoshka_sae import copy_of
+from sae_lens_matryoshka.saes.inference_sae import copy_of
 
 
 def test_a_fingerprint_is_of_what_is_computed():

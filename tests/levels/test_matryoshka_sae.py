@@ -22,7 +22,7 @@ from sae_lens_matryoshka import (
     calibrate_threshold,
     engine,
 )
-from sae_lens_matryoshka.levels.matryoshka_sae import build, inference_form
+from sae_lens_matryoshka.saes.inference_sae import build, inference_form
 
 D_IN, D_SAE, WIDTHS = 12, 40, [4, 15, 40]
 

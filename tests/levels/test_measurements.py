@@ -10,13 +10,13 @@ from bench_helpers import WIDTHS, random_sae
 from sae_lens import SAE
 
 from sae_lens_matryoshka import MatryoshkaSAE, calibrate_threshold
-from sae_lens_matryoshka.levels.matryoshka_sae import copy_of
 from sae_lens_matryoshka.levels.measurements import (
     drop_outdated,
     measurement,
     record,
     results_of,
 )
+from sae_lens_matryoshka.saes.inference_sae import copy_of
 
 
 def test_several_seeds():

@@ -15,7 +15,7 @@ from sae_lens_matryoshka import (
     MatryoshkaTrainingSAE,
     MatryoshkaTrainingSAEConfig,
 )
-from sae_lens_matryoshka.levels.matryoshka_sae import copy_of
+from sae_lens_matryoshka.saes.inference_sae import copy_of
 
 D_IN, D_SAE, WIDTHS = 16, 40, (4, 15, 40)
 HOOK = "blocks.0.hook_resid_post"

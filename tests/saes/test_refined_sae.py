@@ -17,7 +17,7 @@ from sae_lens_matryoshka import (
     calibrate_threshold,
     engine,
 )
-from sae_lens_matryoshka.levels.matryoshka_sae import copy_of, inference_form
+from sae_lens_matryoshka.saes.inference_sae import copy_of, inference_form
 from sae_lens_matryoshka.saes.refined_sae import RefinedSAE, RefinedSAEConfig
 
 D_IN, D_SAE, K, STEP, WIDTHS = 12, 40, 5, 2.0, [4, 15, 40]

@@ -35,8 +35,8 @@ from sae_lens_matryoshka import (
     MatryoshkaSAETrainingRunner,
     MatryoshkaTrainingSAE,
 )
-from sae_lens_matryoshka.levels.matryoshka_sae import inference_form
 from sae_lens_matryoshka.loading.saved_folder import open_folder
+from sae_lens_matryoshka.saes.inference_sae import inference_form
 
 CONFIGS = {"jumprelu": JumpReLUSAEConfig, "standard": StandardSAEConfig, "topk": TopKSAEConfig}
 CLASSES = {"jumprelu": JumpReLUSAE, "standard": StandardSAE, "topk": TopKSAE}

@@ -10,18 +10,18 @@ from sae_lens.loading.pretrained_sae_loaders import dictionary_learning_sae_hugg
 from sae_lens.saes.sae import TrainingSAE
 
 from sae_lens_matryoshka.bench.config import SAESource
-from sae_lens_matryoshka.levels.matryoshka_sae import (
-    MatryoshkaSAE,
+from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE
+from sae_lens_matryoshka.loading.download import download_sae
+from sae_lens_matryoshka.loading.hub_access import NotFetchedError, fetching
+from sae_lens_matryoshka.loading.sae_folder import require_sae
+from sae_lens_matryoshka.loading.saved_folder import open_folder
+from sae_lens_matryoshka.saes.inference_sae import (
     copy_of,
     has_unit_norms,
     inference_form,
     named_widths,
     not_finite,
 )
-from sae_lens_matryoshka.loading.download import download_sae
-from sae_lens_matryoshka.loading.hub_access import NotFetchedError, fetching
-from sae_lens_matryoshka.loading.sae_folder import require_sae
-from sae_lens_matryoshka.loading.saved_folder import open_folder
 from sae_lens_matryoshka.settings.model_names import hook_of
 from sae_lens_matryoshka.settings.yaml_file import ConfigError
 

@@ -34,8 +34,8 @@ from sae_lens_matryoshka.bench.jobs.stored_results import (
 )
 from sae_lens_matryoshka.bench.outcome import FIDELITY
 from sae_lens_matryoshka.levels.fingerprint import fingerprint
-from sae_lens_matryoshka.levels.matryoshka_sae import copy_of
 from sae_lens_matryoshka.loading.model_identity import model_identity
+from sae_lens_matryoshka.saes.inference_sae import copy_of
 
 
 def main() -> None:

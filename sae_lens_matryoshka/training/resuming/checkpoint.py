@@ -3,26 +3,22 @@
 import json
 import random
 import tempfile
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sae_lens import TrainingSAE, TrainingSAEConfig, logger
+from sae_lens import TrainingSAEConfig, logger
 from sae_lens.constants import SAE_CFG_FILENAME
 
-from sae_lens_matryoshka.saes.training_sae import MatryoshkaTrainingSAE
+from sae_lens_matryoshka.saes.inference_sae import FOLDED_NORMALIZATIONS
 from sae_lens_matryoshka.training.resuming.checkpoint_folder import (
     checkpoints_below,
     damage,
     newest_complete,
 )
 from sae_lens_matryoshka.training.resuming.resume_check import describe
-
-# What SAELens's own checkpoints do not hold, beside their files; torch.load(weights_only=True).
-STATE_FILENAME = "matryoshka_state.pt"
 
 # Fields in which a checkpoint must agree, and those in which it always may differ.
 SHAPE_FIELDS = (
@@ -46,9 +42,6 @@ OPTIONS_WITH_STATE = {
     "prefix_sampling": "fixed",
     "b_dec_init": "zeros",
 }
-
-# Modes whose statistics are folded into the weights at the end of training.
-FOLDED_NORMALIZATIONS = ("expected_average_only_in", "covariance_whitening")
 
 
 # ---- checks before training
@@ -154,22 +147,6 @@ def _warn_of_changes(
 
 
 # ---- what SAELens's checkpoints lack
-
-
-def memory(sae: TrainingSAE[Any]) -> dict[str, Any]:
-    """What an SAE of this package knows of its last batches beside its weights; of another one nothing."""
-    if not isinstance(sae, MatryoshkaTrainingSAE):
-        return {}
-    recent = [batch.cpu() for batch in sae.recent_activations.batches()]
-    return {"recent_activations": recent, "engines": sae.engine_memory}
-
-
-def restore_memory(sae: TrainingSAE[Any], state: Mapping[str, Any]) -> None:
-    """Give an SAE what memory returned."""
-    if isinstance(sae, MatryoshkaTrainingSAE):
-        for batch in state["recent_activations"]:
-            sae.recent_activations.add(batch.to(sae.device))
-        sae.engine_memory = state.get("engines", ())  # not in checkpoints of earlier commits
 
 
 def rng_state() -> dict[str, Any]:

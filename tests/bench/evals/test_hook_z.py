@@ -17,7 +17,7 @@ from sae_lens_matryoshka.bench.inputs.saes import bench_form
 from sae_lens_matryoshka.bench.jobs.plan import check_evals
 from sae_lens_matryoshka.demo.model import MODEL_FOLDER, load_model
 from sae_lens_matryoshka.levels.fingerprint import fingerprint
-from sae_lens_matryoshka.levels.matryoshka_sae import copy_of
+from sae_lens_matryoshka.saes.inference_sae import copy_of
 from sae_lens_matryoshka.settings.model_names import hook_of
 from sae_lens_matryoshka.settings.yaml_file import ConfigError
 

@@ -488,7 +488,7 @@ def test_bad_input_is_refused_before_anything_runs(
 
 @pytest.mark.slow
 def test_a_wrong_hook_and_a_wrong_size_stop_the_suite(settings: dict[str, Any], tmp_path: Path):
-    from sae_lens_matryoshka.levels.matryoshka_sae import build
+    from sae_lens_matryoshka.saes.inference_sae import build
 
     nowhere = random_sae(hook_name="blocks.7.hook_resid_post")
     nowhere.save_model(tmp_path / "nowhere")
