@@ -9,7 +9,7 @@ from bench_helpers import HOOK, WIDTHS, random_sae
 
 if importlib.util.find_spec("sae_bench") is None:
     # the extra [bench] pins numpy < 2 and datasets < 4, so it has an environment of its own
-    collect_ignore_glob = ["test_*.py"]
+    collect_ignore_glob = ["test_*.py", "*/test_*.py"]
 
 
 @pytest.fixture(scope="session")

@@ -455,7 +455,7 @@ def test_training_outside_the_main_thread(tmp_path: Path):
 @pytest.mark.slow
 def test_sigterm_to_a_process_then_resume(tmp_path: Path):
     cached = save_cached_activations(tmp_path)
-    script = Path(__file__).with_name("runner_helpers.py")
+    script = Path(__file__).parents[1] / "runner_helpers.py"
     process = subprocess.Popen(
         [sys.executable, str(script), str(tmp_path / "parts"), cached],
         stdout=subprocess.PIPE,
