@@ -8,11 +8,8 @@ from sae_lens.saes.sae import SAE, SAEMetadata
 from typing_extensions import override
 
 from sae_lens_matryoshka.saes.config import MatryoshkaTrainingSAEConfig
-from sae_lens_matryoshka.saes.inference_sae import inference_cfg_of
+from sae_lens_matryoshka.saes.inference_sae import FOLDED_NORMALIZATIONS, inference_cfg_of
 from sae_lens_matryoshka.saes.training_sae import MatryoshkaTrainingSAE
-
-# Normalizations by statistics that SAELens keeps in a file beside the weights of a checkpoint.
-_BY_STATISTICS = ("expected_average_only_in", "covariance_whitening")
 
 
 @dataclass
@@ -42,7 +39,7 @@ class SavedTrainingSAE(SAE[MatryoshkaTrainingSAEConfig]):
     """
 
     def __new__(cls, cfg: MatryoshkaTrainingSAEConfig, use_error_term: bool = False) -> SAE[Any]:
-        if cfg.normalize_activations in _BY_STATISTICS:
+        if cfg.normalize_activations in FOLDED_NORMALIZATIONS:
             raise ValueError(
                 f"This checkpoint needs the activation statistics beside it (normalize_activations="
                 f"{cfg.normalize_activations!r}). Open its folder with "
