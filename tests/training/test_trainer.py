@@ -479,7 +479,7 @@ import os, signal, sys
 from pathlib import Path
 import psutil
 from runner_helpers import call_at_step
-from test_interruptible_trainer import logged_runner
+from test_trainer import logged_runner
 
 def kill_wandb():
     (core,) = [c for c in psutil.Process().children(True) if "wandb-core" in c.name()]
@@ -496,7 +496,11 @@ runner.run()
 def test_a_killed_wandb_does_not_end_the_training(tmp_path: Path):
     result = subprocess.run(
         [sys.executable, "-c", KILLED_WANDB, str(tmp_path)],
-        env=os.environ | {"WANDB_MODE": "offline", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=os.environ
+        | {
+            "WANDB_MODE": "offline",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        },
         capture_output=True,
         text=True,
         check=False,
