@@ -56,7 +56,10 @@ from sae_lens_matryoshka.training.interruption import (
     TrainingInterrupted,
 )
 from sae_lens_matryoshka.training.resuming import checkpoint, leftovers
-from sae_lens_matryoshka.training.resuming.resume_check import check_run_is_kept
+from sae_lens_matryoshka.training.resuming.resume_check import (
+    check_run_is_kept,
+    report_another_model,
+)
 from sae_lens_matryoshka.training.run_log import RunLog, ValidNames
 from sae_lens_matryoshka.training.seeding import kept_rng_state, seed_all
 from sae_lens_matryoshka.training.settings import run_record
@@ -130,6 +133,7 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
         if override_sae is not None:
             fine_tuning.check_override(override_sae, cfg)
         check_sources(cfg, override_model is None, override_dataset is None)
+        check_dataset(override_dataset)
         if cfg.model_class_name == "AutoModelForCausalLM" and override_model is None:
             model_check.check_module_name(cfg)
         leftovers.recover_run(cfg)
@@ -188,6 +192,8 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
     def _compile_llm_if_needed(self) -> None:
         # SAELens calls this when the model is loaded, before it opens the dataset
         model_check.check_model(self.model, self.cfg)
+        if self.cfg.resume_from_checkpoint is not None:
+            report_another_model(self.cfg.resume_from_checkpoint, self.model)
         super()._compile_llm_if_needed()
 
     @override
@@ -407,6 +413,20 @@ def check_sources(
     is_path = cfg.dataset_path.startswith((".", "/", "~"))
     if is_path and not Path(cfg.dataset_path).exists():
         raise FileNotFoundError(f"dataset_path={cfg.dataset_path!r}: there is no such folder.")
+
+
+def check_dataset(dataset: HfDataset | None) -> None:
+    """
+    Check that a dataset given as an object is not empty: SAELens would load dataset_path instead.
+
+    Args:
+        dataset: The dataset; None: none was given.
+
+    Raises:
+        ValueError: It has no rows.
+    """
+    if dataset is not None and not dataset:
+        raise ValueError("override_dataset is empty. Give a dataset with text, or leave it out.")
 
 
 def end_decay_at(schedule: torch.optim.lr_scheduler.LRScheduler, share: float) -> None:

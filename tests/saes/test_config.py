@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from driver_helpers import D_IN, D_SAE, DRIVERS
 from sae_lens.config import LanguageModelSAERunnerConfig
 from sae_lens.saes.sae import SAEMetadata, TrainingSAEConfig
@@ -38,6 +39,10 @@ class TestWidths:
         resolved = config(matryoshka_widths=given, k=4).matryoshka_widths
         assert resolved == given
         assert resolved is not given
+
+    @pytest.mark.parametrize("widths", [np.array([4, 16]), torch.tensor([4, 16])])
+    def test_arrays(self, widths):
+        assert config(matryoshka_widths=widths, k=4).matryoshka_widths == [4, 16, 64]
 
     @pytest.mark.parametrize(
         ("widths", "message"),

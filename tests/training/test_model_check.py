@@ -127,7 +127,9 @@ def test_all_heads_train_and_the_sae_can_be_attached(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"hook_name": None}, "hook_name=None must name a hook"),
         ({"hook_name": HOOK_Z}, "Set reshape_activations='hook_z'"),
+        ({"reshape_activations": "hook_Z"}, "must be 'none' or 'hook_z'"),
         ({"reshape_activations": "hook_z"}, "does not fit hook_name='blocks.0.hook_resid_post'"),
         (
             {"hook_name": HOOK_Z, "reshape_activations": "hook_z", "hook_head_index": 0},
@@ -225,3 +227,11 @@ def test_text_data(tmp_path: Path):
     with pytest.raises(ValueError, match="Give dataset_path"):
         MatryoshkaSAETrainingRunner(cfg, override_model=TinyModel())
     MatryoshkaSAETrainingRunner(cfg, override_model=TinyModel(), override_dataset=text_dataset())
+
+
+def test_an_empty_dataset_does_not_mean_another_one(tmp_path: Path):
+    cfg = LanguageModelSAERunnerConfig(**options(tmp_path))
+    with pytest.raises(ValueError, match="override_dataset is empty"):
+        MatryoshkaSAETrainingRunner(
+            cfg, override_model=TinyModel(), override_dataset=text_dataset(n_rows=0)
+        )

@@ -200,7 +200,13 @@ def _read_record(path: str) -> dict[str, Any] | None:
     file = Path(path, RECORD_FILENAME)
     if not file.is_file():
         return None
-    record: dict[str, Any] = {**ALWAYS, **json.loads(file.read_text())}
+    try:
+        record: dict[str, Any] = {**ALWAYS, **json.loads(file.read_text())}
+    except ValueError as error:
+        raise ValueError(
+            f"{file} cannot be read: {error}. Restore it, or remove it: how the activations were "
+            "made is unknown then."
+        ) from error
     record["seqpos_slice"] = tuple(record.get("seqpos_slice") or (None,))  # JSON has no tuples
     return record
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from sae_lens import LanguageModelSAERunnerConfig, logger
-from sae_lens.constants import RUNNER_CFG_FILENAME, TRAINER_STATE_FILENAME
+from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, TRAINER_STATE_FILENAME
+from transformer_lens.HookedTransformer import HookedRootModule
 
 from sae_lens_matryoshka.atomic_files import as_read
+from sae_lens_matryoshka.loading import model_identity
 from sae_lens_matryoshka.training.activations.finite_rows import MAX_NONFINITE_FRACTION
 from sae_lens_matryoshka.training.settings.run_record import record_of, same_place
 
@@ -107,6 +109,25 @@ def check_run_is_kept(path: str, cfg: LanguageModelSAERunnerConfig[Any]) -> None
         logger.warning(
             f"Resuming from {path} with {describe(target, reported)} instead of "
             f"{describe(saved, reported)}."
+        )
+
+
+def report_another_model(path: str, model: HookedRootModule) -> None:
+    """
+    Warn if a run goes on with another model than its checkpoint, which has the same name.
+
+    Args:
+        path: The checkpoint's folder.
+        model: The loaded model.
+    """
+    cfg = json.loads(Path(path, SAE_CFG_FILENAME).read_text())
+    trained_on = cfg.get("metadata", {}).get(model_identity.KEY)
+    if not trained_on:  # a checkpoint of SAELens
+        return
+    found = model_identity.differences(trained_on, model_identity.model_identity(model))
+    if found:
+        logger.warning(
+            f"Resuming from {path} with another model than it was trained on: {'; '.join(found)}."
         )
 
 

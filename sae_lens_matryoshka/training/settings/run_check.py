@@ -77,6 +77,12 @@ def check_run(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
 def _check_hook(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     hook, head = cfg.hook_name, cfg.hook_head_index
     reshape = cfg.sae.reshape_activations
+    if not isinstance(hook, str):
+        raise ValueError(
+            f"hook_name={hook!r} must name a hook, such as 'blocks.0.hook_resid_post'."
+        )
+    if reshape not in ("none", "hook_z"):
+        raise ValueError(f"reshape_activations={reshape!r} must be 'none' or 'hook_z'.")
     if head is not None and (not is_whole(head) or head < 0):
         raise ValueError(f"hook_head_index={head!r} must be a whole number of at least 0.")
     if head is not None and reshape == "hook_z":

@@ -138,10 +138,13 @@ def _without_objects(options: Any) -> Any:
     if not isinstance(options, dict):
         return options
     described = {str(name): _described(value) for name, value in options.items()}
-    return {name: value for name, value in described.items() if not _is_description(value)}
+    return {name: value for name, value in described.items() if not _holds_description(value)}
 
 
-def _is_description(value: Any) -> bool:
+def _holds_description(value: Any) -> bool:
+    if isinstance(value, (dict, list)):
+        parts = value.values() if isinstance(value, dict) else value
+        return any(_holds_description(part) for part in parts)
     return isinstance(value, str) and _DESCRIBED.fullmatch(value) is not None
 
 
@@ -154,7 +157,7 @@ def refuse_descriptions(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     """
     for name in OPTIONS_OF_THE_MODEL:
         for key, value in (getattr(cfg, name) or {}).items():
-            if _is_description(value):
+            if _holds_description(value):
                 raise ValueError(
                     f"{name}[{key!r}]={value!r} only describes the object that the run was given. "
                     "Resume from Python and give the object itself."

@@ -94,6 +94,13 @@ def test_the_record_becomes_the_metadata(tmp_path: Path):
     MatryoshkaSAETrainingRunner(again, override_model=TinyModel())  # what it wrote fits itself
 
 
+def test_a_torn_record_is_named(tmp_path: Path):
+    cache(tmp_path, {"prepend_bos": False})
+    (tmp_path / "cache" / RECORD_FILENAME).write_text("{")
+    with pytest.raises(ValueError, match=f"{RECORD_FILENAME} cannot be read"):
+        trained(tmp_path)
+
+
 def test_without_a_record_nothing_is_stated(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     cache(tmp_path)
     sae = trained(tmp_path, prepend_bos=False, dataset_path="my/text")

@@ -7,11 +7,13 @@ import pytest
 from datasets import Dataset
 from runner_helpers import (
     CONTEXT,
+    TinyModel,
     interrupted,
     make_runner,
     options,
     random_tokens,
     tidy_process,  # noqa: F401  (a fixture of every test here)
+    token_dataset,
 )
 
 from sae_lens_matryoshka import LanguageModelSAERunnerConfig, MatryoshkaSAETrainingRunner
@@ -146,3 +148,21 @@ def test_other_data_under_the_same_name_are_reported(
     assert "the dataset or the tokenizer has changed" not in caplog.text
     resume(seed=5)
     assert "the dataset or the tokenizer has changed" in caplog.text
+
+
+def test_another_model_of_the_same_name_is_reported(
+    tmp_path: Path, checkpoint: str, caplog: pytest.LogCaptureFixture
+):
+    cfg = LanguageModelSAERunnerConfig(
+        **options(tmp_path, resume_from_checkpoint=checkpoint, **CONSTANT)
+    )
+
+    def resume(model: TinyModel) -> None:
+        MatryoshkaSAETrainingRunner(cfg, override_model=model, override_dataset=token_dataset())
+
+    resume(TinyModel())
+    assert "another model" not in caplog.text
+    other = TinyModel()
+    other.blocks[0].mlp.W_in.data += 1.0
+    resume(other)
+    assert "with another model than it was trained on: other weights (1 of" in caplog.text

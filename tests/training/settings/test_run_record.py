@@ -96,7 +96,11 @@ def test_objects_for_the_model_are_described_and_not_copied(tmp_path: Path):
 
     cfg = LanguageModelSAERunnerConfig(**options(tmp_path, n_checkpoints=1))
     model = Model()
-    cfg.model_from_pretrained_kwargs = {"hf_model": model, "torch_dtype": torch.bfloat16}
+    cfg.model_from_pretrained_kwargs = {
+        "hf_model": model,
+        "parts": [{"model": model}],
+        "torch_dtype": torch.bfloat16,
+    }
     runner = MatryoshkaSAETrainingRunner(
         cfg, override_model=TinyModel(), override_dataset=token_dataset()
     )
@@ -105,8 +109,11 @@ def test_objects_for_the_model_are_described_and_not_copied(tmp_path: Path):
     saved = written(tmp_path)["model_from_pretrained_kwargs"]
     assert saved["torch_dtype"] == "bfloat16"
     assert "Model object" in saved["hf_model"]
-    with pytest.raises(ValueError, match="hf_model.*only describes the object"):
-        make_runner(tmp_path, model_from_pretrained_kwargs=saved)
+    metadata = SAE.load_from_disk(tmp_path / "output").cfg.metadata
+    assert metadata.model_from_pretrained_kwargs == {"torch_dtype": "bfloat16"}
+    for name in ("hf_model", "parts"):
+        with pytest.raises(ValueError, match=f"{name}.*only describe"):
+            make_runner(tmp_path, model_from_pretrained_kwargs={name: saved[name]})
 
 
 def test_the_record_of_plain_values_is_saelens_own(tmp_path: Path):
