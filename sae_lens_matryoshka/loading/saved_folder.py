@@ -17,7 +17,7 @@ from sae_lens.constants import (
 )
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from sae_lens_matryoshka.loading.sae_folder import STATE_FILENAME, require_sae
@@ -43,9 +43,10 @@ def open_folder(folder: Path, dtype: str | None = None, device: str = "cpu") -> 
 
     Raises:
         FileNotFoundError: There is no SAE in the folder.
+        ValueError: A file is damaged; the message names it.
     """
     require_sae(folder)
-    if _ONLY_IN_TRAINING not in json.loads((folder / SAE_CFG_FILENAME).read_text()):
+    if _ONLY_IN_TRAINING not in _undamaged_cfg(folder):
         return SAE.load_from_disk(folder, device=device, dtype=dtype)
     sae = TrainingSAE.load_from_disk(folder, dtype=dtype)
     _unround_buffers(sae, folder)
@@ -59,6 +60,17 @@ def open_folder(folder: Path, dtype: str | None = None, device: str = "cpu") -> 
         )
         sae.cfg.metadata[TRAINED_TOKENS] = state["n_training_samples"]
     return inference_form(sae).to(device)
+
+
+def _undamaged_cfg(folder: Path) -> dict[str, Any]:
+    file = folder / SAE_WEIGHTS_FILENAME
+    try:
+        with safe_open(file, framework="pt"):  # compares the header with the length
+            pass
+        file = folder / SAE_CFG_FILENAME
+        return json.loads(file.read_text())
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{file} is damaged: {error}. Copy or save the SAE again.") from error
 
 
 def sparsity_beside(folder: Path) -> torch.Tensor | None:

@@ -116,8 +116,14 @@ def check_override(sae: TrainingSAE[Any], cfg: LanguageModelSAERunnerConfig[Any]
         cfg: The run's configuration, which is what the results record.
 
     Raises:
-        ValueError: It is not; names each difference.
+        TypeError: It is no training SAE.
+        ValueError: It is not the configured one; names each difference.
     """
+    if not isinstance(sae, TrainingSAE):
+        raise TypeError(
+            f"override_sae is a {type(sae).__name__}, not a training SAE. To train a saved SAE further, "
+            "give its folder as from_pretrained_path."
+        )
     if cfg.from_pretrained_path is not None:
         raise ValueError(
             f"from_pretrained_path={cfg.from_pretrained_path!r} has no effect beside override_sae. "

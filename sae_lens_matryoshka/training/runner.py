@@ -151,6 +151,7 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
         self._interruption = Interruption()
         self._log = RunLog()
         self._result_is_saved = False
+        self._has_run = False
 
     def _what_is_loaded(self, cfg: StockRunnerConfig[Any]) -> str:
         """What SAELens is about to load: first the model, then the dataset."""
@@ -227,7 +228,13 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
             TrainingInterrupted: A signal came; says where everything is saved and how to go on.
             TrainingFailed: An error came after at least one step; likewise.
             SaveError: The trained SAE could not be saved; says where it is instead.
+            RuntimeError: It has been called before, which would train the same SAE further.
         """
+        if self._has_run:
+            raise RuntimeError(
+                "This runner has run before. Make a new one; to go on, give it resume_from_checkpoint."
+            )
+        self._has_run = True
         # signals stay deferred until the result is saved
         with self._interruption, kept_rng_state():
             checkpoint.set_rng_state(self._rng)

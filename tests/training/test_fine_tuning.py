@@ -262,6 +262,15 @@ def test_where_there_is_no_sae(tmp_path: Path):
         runner(tmp_path, from_pretrained_path=str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str):
+    saved(tmp_path)
+    file = tmp_path / "saved" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        runner(tmp_path)
+
+
 # ---- an SAE given as an object
 
 
@@ -283,5 +292,7 @@ def test_an_sae_given_as_an_object_is_the_configured_one(tmp_path: Path):
         given(tmp_path, sae, k=5)
     with pytest.raises(ValueError, match="architecture='matryoshka' instead of 'matryoshka_batch"):
         given(tmp_path, sae, architecture="matryoshka_batchtopk")
+    with pytest.raises(TypeError, match="JumpReLUSAE, not a training SAE.*from_pretrained_path"):
+        given(tmp_path, SAE.load_from_disk(tmp_path / "first" / "output"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="from_pretrained_path='x' has no effect"):
         given(tmp_path, sae, from_pretrained_path="x")

@@ -428,6 +428,15 @@ def test_signal_after_the_last_step_waits_for_the_result(tmp_path: Path):
     SAE.load_from_disk(tmp_path / "output")
 
 
+def test_a_runner_runs_once(tmp_path: Path):
+    runner = make_runner(tmp_path)
+    runner.run()
+    before = results(tmp_path)
+    with pytest.raises(RuntimeError, match="has run before.*resume_from_checkpoint"):
+        runner.run()
+    assert_same(results(tmp_path), before)
+
+
 def test_signal_before_the_first_step_acts_at_once(tmp_path: Path):
     runner = make_runner(tmp_path, normalize_activations="expected_average_only_in")
     runner.model.run_with_cache = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)  # type: ignore

@@ -494,13 +494,10 @@ runner.run()
 
 @pytest.mark.slow
 def test_a_killed_wandb_does_not_end_the_training(tmp_path: Path):
+    path = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
     result = subprocess.run(
         [sys.executable, "-c", KILLED_WANDB, str(tmp_path)],
-        env=os.environ
-        | {
-            "WANDB_MODE": "offline",
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-        },
+        env=os.environ | {"WANDB_MODE": "offline", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
