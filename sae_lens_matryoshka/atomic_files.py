@@ -46,7 +46,7 @@ def save_tensor(path: Path, tensor: torch.Tensor) -> None:
 
 @contextmanager
 def _partial(path: Path) -> Iterator[Path]:
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f".{path.name}.sae_lens_matryoshka.partial")
     try:
         yield partial
         os.replace(partial, path)

@@ -19,6 +19,7 @@ from sae_lens_matryoshka.atomic_files import (
     save_errors_named,
     whole_files,
     whole_folder,
+    write_json,
 )
 
 
@@ -52,6 +53,12 @@ def test_whole_folder_replaces_another_only_when_it_is_complete(tmp_path: Path):
         (staging / "new").write_text("new")
     assert contents(tmp_path) == {"a/new": b"new"}
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_users_partial_file_stays(tmp_path: Path):
+    (tmp_path / "run.json.partial").write_text("mine")
+    write_json(tmp_path / "run.json", {})
+    assert contents(tmp_path) == {"run.json": b"{}", "run.json.partial": b"mine"}
 
 
 def test_whole_files_replace_only_their_own_kind_and_together(tmp_path: Path):

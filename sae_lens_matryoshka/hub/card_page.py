@@ -142,7 +142,7 @@ def _published_level(entries: Sequence[CardEntry], published: Set[str]) -> str |
 
 def _cells(entry: CardEntry, width: int) -> dict[str, str]:
     known = entry.measured(width)
-    found = {label: _value(one) for label, one in known.items()}
+    found = {label: _value(label, one) for label, one in known.items()}
     in_training = entry.metadata.get("l0")
     if L0 not in found and in_training is not None and width == entry.cfg["d_sae"]:
         where = "calibrated" if entry.metadata.get(L0_IS_CALIBRATED) else "in training"
@@ -150,13 +150,13 @@ def _cells(entry: CardEntry, width: int) -> dict[str, str]:
     return found
 
 
-def _value(one: Measurement) -> str:
+def _value(label: str, one: Measurement) -> str:
     mean, std = one["mean"], one.get("std")
     if std is not None:
         return f"{mean:.3f} ± {std:.3f}"
     if float(mean).is_integer() and mean != 1:
         return f"{int(mean):,}"
-    return f"{mean:.1f}" if abs(mean) >= 2 else f"{mean:.3f}"
+    return f"{mean:.1f}" if abs(mean) >= 2 and label != FVU else f"{mean:.3f}"
 
 
 def _legend(labels: Set[str]) -> str:

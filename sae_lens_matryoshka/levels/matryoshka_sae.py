@@ -21,6 +21,7 @@ from sae_lens_matryoshka.atomic_files import whole_files
 from sae_lens_matryoshka.levels.fingerprint import holds_weights_of
 from sae_lens_matryoshka.levels.origin import record_origin
 from sae_lens_matryoshka.levels.sae_proxy import SAEProxy
+from sae_lens_matryoshka.loading.sae_folder import check_may_be_saved_in
 from sae_lens_matryoshka.saes.config import resolve_widths
 from sae_lens_matryoshka.saes.inference_sae import (
     build,
@@ -151,10 +152,14 @@ class MatryoshkaSAE(SAEProxy):
 
         Returns:
             The files of the weights and of the configuration.
+
+        Raises:
+            FileExistsError: Files that are no SAE's have these names.
         """
         sae = copy_of(self.sae)
         write_widths(sae.cfg.metadata, self.widths)
         path = Path(path).expanduser()
+        check_may_be_saved_in(path)
         # how often the latents of another SAE fired
         outdated = [] if holds_weights_of(path, sae) else [SPARSITY_FILENAME]
         with whole_files(path, announced_by=SAE_CFG_FILENAME, outdated=outdated) as staging:

@@ -49,6 +49,20 @@ class SavedAsStockSAE(NestedSAE, ABC):
 
         return MatryoshkaSAE.from_sae(self).level(index)
 
+    def truncate(self, width: int) -> SAE[Any]:
+        """
+        An inference SAE of the first latents, as this SAE would be saved now; see `level`.
+
+        Args:
+            width: Latents to keep, a level's width or any other up to d_sae.
+
+        Raises:
+            ValueError: There are not as many latents, or a topk SAE, whose levels do not stand alone.
+        """
+        from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE  # a chapter above
+
+        return MatryoshkaSAE.from_sae(self).truncate(width)
+
     @override
     @torch.no_grad()
     def save_model(self, path: str | Path) -> tuple[Path, Path]:

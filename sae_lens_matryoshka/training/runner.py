@@ -38,7 +38,7 @@ from sae_lens_matryoshka.atomic_files import (
 from sae_lens_matryoshka.loading.hub_access import fetching
 from sae_lens_matryoshka.loading.model_identity import KEY as MODEL_IDENTITY
 from sae_lens_matryoshka.loading.model_identity import model_identity
-from sae_lens_matryoshka.loading.sae_folder import STATE_FILENAME
+from sae_lens_matryoshka.loading.sae_folder import STATE_FILENAME, check_may_be_saved_in
 from sae_lens_matryoshka.saes.config import MatryoshkaTrainingSAEConfig
 from sae_lens_matryoshka.saes.config_rules import check_lengths, check_schedule
 from sae_lens_matryoshka.saes.training_state import restore_training_state, training_state
@@ -134,6 +134,7 @@ class MatryoshkaSAETrainingRunner(LanguageModelSAETrainingRunner):
             fine_tuning.check_override(override_sae, cfg)
         check_sources(cfg, override_model is None, override_dataset is None)
         check_dataset(override_dataset)
+        check_device(cfg.device)
         if cfg.model_class_name == "AutoModelForCausalLM" and override_model is None:
             model_check.check_module_name(cfg)
         leftovers.recover_run(cfg)
@@ -379,6 +380,7 @@ def check_before_loading(cfg: StockRunnerConfig[Any], sae_cfg: TrainingSAEConfig
 
     Raises:
         OSError: output_path or checkpoint_path cannot be written.
+        FileExistsError: output_path holds files that are no SAE's under the names of an SAE's.
         FileNotFoundError: resume_from_checkpoint is no whole checkpoint.
         ValueError: resume_from_checkpoint holds another SAE, or an option that counts steps does not fit the run.
     """
@@ -387,6 +389,8 @@ def check_before_loading(cfg: StockRunnerConfig[Any], sae_cfg: TrainingSAEConfig
     check_mixing(cfg)
     checkpoint.check_writable("output_path", cfg.output_path)
     checkpoint.check_writable("checkpoint_path", cfg.checkpoint_path)
+    if cfg.output_path is not None:
+        check_may_be_saved_in(Path(cfg.output_path))
     if isinstance(sae_cfg, MatryoshkaTrainingSAEConfig):
         check_lengths(sae_cfg, cfg.total_training_steps, cfg.dead_feature_window)
     if cfg.resume_from_checkpoint is not None:
@@ -434,6 +438,20 @@ def check_dataset(dataset: HfDataset | None) -> None:
     """
     if dataset is not None and not dataset:
         raise ValueError("override_dataset is empty. Give a dataset with text, or leave it out.")
+
+
+def check_device(device: str) -> None:
+    """
+    Check that tensors can be created on a device.
+
+    Raises:
+        ValueError: There is no such device on this machine.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"device={device!r} cannot be used on this machine: {reason}.") from error
 
 
 def end_decay_at(schedule: torch.optim.lr_scheduler.LRScheduler, share: float) -> None:

@@ -24,7 +24,10 @@ from sae_lens_matryoshka.training.interruption import (
     TrainingFailed,
     TrainingInterrupted,
 )
-from sae_lens_matryoshka.training.resuming.checkpoint_folder import newest_complete
+from sae_lens_matryoshka.training.resuming.checkpoint_folder import (
+    copy_other_files,
+    newest_complete,
+)
 from sae_lens_matryoshka.training.run_log import EvaluationFailed, RunLog
 from sae_lens_matryoshka.training.step_rollback import rollback
 
@@ -213,6 +216,7 @@ class InterruptibleTrainer(SAETrainer[Any, Any]):
                     save_errors_named(target, staging),
                 ):
                     super().save_checkpoint(staging.name, staging.parent)
+                    copy_other_files(target, staging)
             finally:
                 self.cfg = cfg
         if self.cfg.logger.log_to_wandb:

@@ -97,6 +97,7 @@ TRAIN = [
     (["train", "c.yaml", "--set", "model_name=gtp2"], "gpt2"),
     (["train", "c.yaml", "--set", "output_path=c.yaml/x"], "is no folder"),
     (["train", "c.yaml", "--set", "checkpoint_path=c.yaml/x"], "is no folder"),
+    (["train", "c.yaml", "--set", "output_path=taken"], "taken holds cfg.json"),
     (["train", "c.yaml", "--set", "dataset_path=./nowhere"], "./nowhere"),
     (["train", "c.yaml", "--resume", "nowhere"], "nowhere"),
     (["train", "--resume", "folder"], "runner_cfg.json"),
@@ -192,6 +193,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "toy.yaml": TOY,
         "synthetic.yaml": SYNTHETIC,
         "folder/notes.txt": "mine",
+        "taken/cfg.json": "mine",
         "sae/cfg.json": '{"metadata": {"hook_name": "blocks.0.hook_resid_post"}}',
         "sae/sae_weights.safetensors": "",
     }.items():

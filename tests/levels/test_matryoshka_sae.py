@@ -116,6 +116,17 @@ class TestSaveAndLoad:
 
 
 class TestOpen:
+    @pytest.mark.parametrize(
+        "name", ["cfg.json", "sae_weights.safetensors", "sparsity.safetensors"]
+    )
+    def test_it_is_not_saved_over_other_files(self, tmp_path, name):
+        (tmp_path / name).write_text('{"mine": 1}')
+        with pytest.raises(FileExistsError, match=name):
+            MatryoshkaSAE.from_sae(trained()).save(tmp_path)
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [
+            (name, '{"mine": 1}')
+        ]
+
     def test_an_sae_that_saelens_trained(self, tmp_path):
         theirs = MatryoshkaBatchTopKTrainingSAE(
             MatryoshkaBatchTopKTrainingSAEConfig(

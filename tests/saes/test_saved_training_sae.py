@@ -47,6 +47,9 @@ class TestLevels:
             sae.level(3)
         with pytest.raises(ValueError, match="calibrate_threshold"):
             trained("topk").level(0)
+        assert torch.equal(sae.truncate(7)(data()), matryoshka.truncate(7)(data()))
+        with pytest.raises(ValueError, match="width=0"):
+            sae.truncate(0)
 
 
 class TestSaveModel:

@@ -487,7 +487,40 @@ def test_sigterm_to_a_process_then_resume(tmp_path: Path):
     assert_same(results(tmp_path / "parts"), results(tmp_path / "whole"))
 
 
+@pytest.mark.parametrize("name", ["cfg.json", "runner_cfg.json", "sparsity.safetensors"])
+def test_other_files_at_output_path_stop_the_run_before_it_begins(tmp_path: Path, name: str):
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=f"{output} holds {name}"):
+        make_runner(tmp_path, output_path=str(output))
+    assert [path.read_text() for path in output.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("device", ["cpuu", "cuda:99"])
+def test_a_device_that_is_not_there(tmp_path: Path, device: str):
+    with pytest.raises(ValueError, match=f"device='{device}' cannot be used"):
+        make_runner(tmp_path, device=device)
+
+
 # ---- checkpoints in the middle of a run
+
+
+def test_a_users_files_in_a_checkpoint_stay_when_it_is_written_again(tmp_path: Path):
+    given = {
+        "save_final_checkpoint": True,
+        "logger": LoggingConfig(log_to_wandb=False, wandb_id="one"),
+    }
+    make_runner(tmp_path, **given).run()
+    checkpoint = tmp_path / "checkpoints" / "one" / "final_768"
+    (checkpoint / "mine").mkdir()
+    (checkpoint / "mine" / "notes.txt").write_text("mine")
+    (checkpoint / "link").symlink_to("mine/notes.txt")
+    before = (checkpoint / "trainer_state.pt").stat().st_ino
+    make_runner(tmp_path, **given).run()
+    assert (checkpoint / "trainer_state.pt").stat().st_ino != before
+    assert (checkpoint / "mine" / "notes.txt").read_text() == "mine"
+    assert (checkpoint / "link").is_symlink()
 
 
 def test_periodic_checkpoints_are_exact_and_stay_after_an_interruption(tmp_path: Path):

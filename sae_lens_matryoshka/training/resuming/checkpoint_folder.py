@@ -1,11 +1,14 @@
 """Folders of checkpoints: which are complete, and the newest. Imports nothing heavy, for the command line."""
 
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+
+from sae_lens_matryoshka.loading.sae_folder import SAVED_FILENAMES, STATE_FILENAME
 
 # SAELens's names, kept here since importing it is slow.
 TRAINER_STATE_FILENAME = "trainer_state.pt"
@@ -33,6 +36,19 @@ def damage(folder: Path) -> str | None:
         if problem:
             return f"is damaged: {file.name} ({file.stat().st_size} bytes) {problem}"
     return None
+
+
+def copy_other_files(checkpoint: Path, replacement: Path) -> None:
+    """Copy what is in a checkpoint but no part of it, such as a user's notes, to what will replace it."""
+    written = {*STOCK_FILENAMES, *SAVED_FILENAMES, STATE_FILENAME}
+    for path in checkpoint.iterdir() if checkpoint.is_dir() else ():
+        target = replacement / path.name
+        if path.name in written or target.exists():
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, target, symlinks=True)
+        else:
+            shutil.copy2(path, target, follow_symlinks=False)
 
 
 def checkpoints_below(folder: Path) -> list[Path]:
