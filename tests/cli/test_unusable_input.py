@@ -166,6 +166,7 @@ SAEBENCH = [
     (["bench", "bench.yaml", "--set", "evals={tpp: {n_values: [3]}}"], "n_values"),
     (["bench", "bench.yaml", "--only", "tpp"], "no such eval"),
     (["bench", "bench.yaml", "--set", "saes=[{name: a, folder: folder}]"], "holds no SAE"),
+    (["bench", "bench.yaml", "--set", "saes=[{name: a, folder: sae}]"], "on blocks.0.hook"),
     (["bench", "bench.yaml", "--set", "data=nowhere"], "nowhere"),
     (["bench", "bench.yaml", "--set", "output=c.yaml/x"], "is no folder"),
     (["bench", "hub_model.yaml", "--set", "model={name: gtp2}"], "gpt2"),

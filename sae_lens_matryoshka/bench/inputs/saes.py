@@ -1,19 +1,21 @@
 """The SAEs of a benchmark: opened, put into the form that SAEBench measures rightly, cut into levels."""
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sae_lens import SAE
 from sae_lens.loading.pretrained_sae_loaders import dictionary_learning_sae_huggingface_loader_1
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens.saes.sae import SAEMetadata, TrainingSAE
 
 from sae_lens_matryoshka.bench.config import SAESource
 from sae_lens_matryoshka.levels.matryoshka_sae import MatryoshkaSAE
 from sae_lens_matryoshka.loading.download import download_sae
 from sae_lens_matryoshka.loading.hub_access import NotFetchedError, fetching
-from sae_lens_matryoshka.loading.sae_folder import require_sae
+from sae_lens_matryoshka.loading.sae_folder import CFG_FILENAME, require_sae
 from sae_lens_matryoshka.loading.saved_folder import open_folder
 from sae_lens_matryoshka.saes.inference_sae import (
     copy_of,
@@ -56,21 +58,26 @@ def demo_sae_folder(demo_folder: Path, which: str, seed: int) -> Path:
     return demo_folder / which / f"seed_{seed}"
 
 
-def check_sae_folder(name: str, folder: Path) -> None:
+def check_sae_folder(name: str, folder: Path, hook_name: str) -> None:
     """
-    Check that a folder holds an SAE.
+    Check that a folder holds an SAE of a hook; imports nothing slow.
 
     Args:
         name: The SAE's name, for errors.
         folder: The folder.
+        hook_name: The hook that the benchmark reads.
 
     Raises:
-        ConfigError: It holds none.
+        ConfigError: It holds none, or one that was trained elsewhere.
     """
     try:
         require_sae(folder)
-    except FileNotFoundError as error:
+        content = json.loads((folder / CFG_FILENAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"SAE {name!r} cannot be opened: {error}") from error
+    metadata = content.get("metadata") if isinstance(content, dict) else None
+    if isinstance(metadata, dict):  # not in files of SAELens before version 6
+        check_where_trained(name, metadata, hook_name)
 
 
 def open_sae(source: SAESource, demo_folder: Path) -> SAE[Any]:
@@ -131,23 +138,7 @@ def bench_form(sae: SAE[Any], name: str, hook_name: str, model_name: str) -> SAE
             f"SAE {name!r} is a transcoder: it reconstructs another activation than its input, which neither SAEBench "
             "nor FVU here measures. Leave it out."
         )
-    if (head := copied.cfg.metadata.hook_head_index) is not None:
-        raise ConfigError(
-            f"SAE {name!r} was trained on head {head} alone, but SAEBench's probing reads all heads of a hook. Leave "
-            "it out."
-        )
-    trained_on = _trained_on(copied, name)
-    kwargs: dict[str, Any] = copied.cfg.metadata.model_from_pretrained_kwargs or {}
-    if processed := [key for key in PROCESSING if kwargs.get(key)]:
-        raise ConfigError(
-            f"SAE {name!r} was trained on a model with {', '.join(processed)}, but the benchmark runs it with its "
-            "weights as they are, on which the SAE's numbers would mean nothing."
-        )
-    if trained_on not in (None, hook_name):
-        raise ConfigError(
-            f"SAE {name!r} was trained on {trained_on}, but hook_name is {hook_name}. Its numbers there "
-            "would mean nothing: give the SAE's own hook, in a config of its own."
-        )
+    check_where_trained(name, copied.cfg.metadata, hook_name)
     if broken := not_finite(copied):
         raise ConfigError(f"SAE {name!r} holds numbers that are not finite in {', '.join(broken)}.")
     if copied.cfg.reshape_activations != "none":
@@ -169,13 +160,41 @@ def bench_form(sae: SAE[Any], name: str, hook_name: str, model_name: str) -> SAE
     return copied
 
 
-def _trained_on(sae: SAE[Any], name: str) -> str | None:
-    """The hook that an SAE's metadata names, as TransformerLens has it."""
-    place = sae.cfg.metadata.hook_name
+def check_where_trained(
+    name: str, metadata: SAEMetadata | Mapping[str, Any], hook_name: str
+) -> None:
+    """
+    Check that an SAE was trained on what a benchmark measures it on, as far as its metadata says.
+
+    Args:
+        name: The SAE's name, for errors.
+        metadata: Its metadata.
+        hook_name: The hook that the benchmark reads.
+
+    Raises:
+        ConfigError: It was trained on another hook, on one head, or on processed weights.
+    """
+    if (head := metadata.get("hook_head_index")) is not None:
+        raise ConfigError(
+            f"SAE {name!r} was trained on head {head} alone, but SAEBench's probing reads all heads of a hook. Leave "
+            "it out."
+        )
+    place = metadata.get("hook_name")
     try:
-        return place and hook_of(place)
+        trained_on = place and hook_of(place)
     except ValueError as error:
         raise ConfigError(f"SAE {name!r} cannot be measured: {error}.") from error
+    kwargs: dict[str, Any] = metadata.get("model_from_pretrained_kwargs") or {}
+    if processed := [key for key in PROCESSING if kwargs.get(key)]:
+        raise ConfigError(
+            f"SAE {name!r} was trained on a model with {', '.join(processed)}, but the benchmark runs it with its "
+            "weights as they are, on which the SAE's numbers would mean nothing."
+        )
+    if trained_on not in (None, hook_name):
+        raise ConfigError(
+            f"SAE {name!r} was trained on {trained_on}, but hook_name is {hook_name}. Its numbers there "
+            "would mean nothing: give the SAE's own hook, in a config of its own."
+        )
 
 
 def chosen_levels(sae: SAE[Any], source: SAESource) -> list[Level]:

@@ -167,7 +167,7 @@ def check_input(config: BenchConfig, only: Sequence[str] | None = None) -> None:
     check_source(config.model)
     for source in config.saes:
         if source.folder is not None:
-            check_sae_folder(source.name, source.folder)
+            check_sae_folder(source.name, source.folder, config.hook_name)
     if config.data_folder is not None and config.data != DEMO and not config.data_folder.is_dir():
         raise ConfigError(f"data: there is no folder {config.data_folder}.")
     try:
