@@ -5,6 +5,7 @@ Run as a script: reload.py FOLDER. Imports SAELens, PyTorch and safetensors only
 
 import importlib
 import json
+import runpy
 import sys
 import traceback
 from pathlib import Path
@@ -18,6 +19,8 @@ def main(folder: Path) -> None:
         importlib.import_module(spec["package"])
     else:
         sys.modules["sae_lens_matryoshka"] = None  # type: ignore[assignment]
+        guard = Path(__file__).parents[1] / "settings" / "unused_torchvision.py"
+        runpy.run_path(str(guard))["hide_unusable_torchvision"]()
     import sae_lens
     from safetensors.torch import load_file
 

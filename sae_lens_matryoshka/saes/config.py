@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from sae_lens.saes.jumprelu_sae import JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
 from sae_lens.saes.standard_sae import StandardSAEConfig
@@ -304,9 +303,7 @@ class MatryoshkaTrainingSAEConfig(TrainingSAEConfig):
         return INFERENCE_CONFIGS[self.activation]
 
 
-def resolve_widths(
-    widths: Sequence[int] | np.ndarray | torch.Tensor | None, d_sae: int
-) -> list[int]:
+def resolve_widths(widths: Sequence[int] | np.ndarray[Any, Any] | None, d_sae: int) -> list[int]:
     """Nested widths as they will be used.
 
     Args:
@@ -325,8 +322,9 @@ def resolve_widths(
     if widths is None:
         shares = [sum(PAPER_FRACTIONS[: i + 1]) for i in range(len(PAPER_FRACTIONS))]
         return sorted({max(1, int(share * d_sae)) for share in shares} | {int(d_sae)})
-    if isinstance(widths, np.ndarray | torch.Tensor):
-        widths = widths.tolist()
+    to_list = getattr(widths, "tolist", None)  # of an array or a tensor
+    if to_list is not None:
+        widths = to_list()
     if not isinstance(widths, Sequence) or isinstance(widths, str) or len(widths) == 0:
         raise ValueError(
             f"matryoshka_widths={widths!r} names no levels. Give a list of increasing widths, e.g. "

@@ -543,7 +543,7 @@ class TestSAELens:
             edit(folder / "cfg.json", d_sae=32)
         else:
             (folder / "sae_weights.safetensors").write_bytes(b"\0" * 100)
-        with pytest.raises(ValueError, match="is damaged or does not fit cfg.json"):
+        with pytest.raises(ValueError, match="is damaged"):
             convert(folder, tmp_path / "out")
 
     def test_a_topk_sae(self, tmp_path):

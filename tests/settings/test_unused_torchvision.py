@@ -28,7 +28,7 @@ def with_torchvision(folder: Path, start: str) -> "subprocess.CompletedProcess[s
     metadata = folder / "torchvision-0.29.1.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.29.1\n")
-    path = os.pathsep.join([str(PACKAGE.parent), str(folder)])
+    path = os.pathsep.join([str(folder), str(PACKAGE.parent)])
     return subprocess.run(
         [sys.executable, "-c", MAKE_TENSORS],
         env=os.environ | {"PYTHONPATH": path},
