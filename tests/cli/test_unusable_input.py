@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -234,11 +233,17 @@ def test_unusable_input(arguments: list[str], said: str, done: dict[str, dict[st
     assert case["seconds"] < 1
 
 
+def processor_time() -> float:
+    """Of finished child processes, in seconds: other processes do not count."""
+    used = os.times()
+    return used.children_user + used.children_system
+
+
 def test_it_takes_no_time(folder: Path):
     command = "import sys; sys.argv[0] = 'sae-lens-matryoshka'\nfrom sae_lens_matryoshka.cli import main\nmain()"
     times: list[float] = []
-    for _ in range(3):  # on a busy machine
-        start = time.monotonic()
+    for _ in range(3):
+        start = processor_time()
         process = subprocess.run(
             [sys.executable, "-c", command, "train", "c.yaml", "--set", "kk=3"],
             cwd=folder,
@@ -247,7 +252,7 @@ def test_it_takes_no_time(folder: Path):
             text=True,
             check=False,
         )
-        times.append(time.monotonic() - start)
+        times.append(processor_time() - start)
         assert process.returncode == 2
         assert process.stdout == ""
         assert len(process.stderr.splitlines()) == 1
